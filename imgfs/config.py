@@ -1,7 +1,7 @@
 """Configuration from environment variables.
 
 The functions take the environment as a mapping, so that a test can pass its own; `Environment.read()` reads
-the process's once, at the start.
+the process's once, at the start. Every path is absolute from then on: daemons leave the caller's directory.
 """
 
 from __future__ import annotations
@@ -160,15 +160,15 @@ def auth_text(environ: Mapping[str, str]) -> AuthText | None:
 def credential_providers(environ: Mapping[str, str]) -> CredentialProviders | None:
     """$IMGFS_CREDENTIAL_PROVIDER_CONFIG and …_BIN_DIR, as kubelet's --image-credential-provider-… say it.
 
-    The programs are beside the configuration if no directory is given.
+    If no directory is given, the programs are beside the configuration's file, or files.
     """
     config = environ.get("IMGFS_CREDENTIAL_PROVIDER_CONFIG")
     if not config:
         return None
     path = Path(config).absolute()
-    return CredentialProviders(
-        path, Path(environ.get("IMGFS_CREDENTIAL_PROVIDER_BIN_DIR") or path.parent).absolute()
-    )
+    programs = environ.get("IMGFS_CREDENTIAL_PROVIDER_BIN_DIR")
+    beside = path if path.is_dir() else path.parent
+    return CredentialProviders(path, Path(programs).absolute() if programs else beside)
 
 
 def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
@@ -201,7 +201,7 @@ def _registries(named: str | None, user: Path, system: Path) -> tuple[Registries
     users, systems = (place / "containers/registries.conf" for place in (user, system))
     added = tuple(path.with_name("registries.conf.d") for path in (systems, users))
     if named:
-        return (RegistriesConf(Path(named), added, named=True),)
+        return (RegistriesConf(Path(named).absolute(), added, named=True),)
     return (RegistriesConf(users, added[1:]), RegistriesConf(systems, added))
 
 
@@ -245,7 +245,7 @@ def podman_storage(environ: Mapping[str, str], euid: int) -> tuple[tuple[Path, .
         files = [_config_home(environ) / "containers/storage.conf"]
         data = _absolute(environ, "XDG_DATA_HOME") or _home(environ) / ".local/share"
         root = data / "containers/storage"
-    return (Path(explicit),) if explicit else tuple(files), root
+    return (Path(explicit).absolute(),) if explicit else tuple(files), root
 
 
 def podman_images(environ: Mapping[str, str], euid: int) -> Path:
@@ -267,7 +267,7 @@ def docker_sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
 def containerd_place(environ: Mapping[str, str]) -> tuple[Path, str]:
     """Return containerd's socket and the namespace that is meant without one, as ctr finds them."""
     address = environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
-    return Path(address.removeprefix("unix://")), environ.get("CONTAINERD_NAMESPACE") or "default"
+    return Path(address.removeprefix("unix://")).absolute(), environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
 def csi_endpoint(environ: Mapping[str, str]) -> str | None:
@@ -278,7 +278,7 @@ def csi_endpoint(environ: Mapping[str, str]) -> str | None:
 def ca_bundle(environ: Mapping[str, str]) -> Path | None:
     """Return the certificates to trust instead of the usual: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
     named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")
-    return Path(named) if named else None
+    return Path(named).absolute() if named else None
 
 
 def source_date(environ: Mapping[str, str]) -> int | None:

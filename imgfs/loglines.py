@@ -19,3 +19,12 @@ class LineFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802  (likewise)
         """Write a traceback."""
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+class ComplaintFormatter(LineFormatter):
+    """Writes a record as a command complains: it is imgfs that speaks, and a warning says that it is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (likewise)
+        """Write the record's own line."""
+        warns = "warning: " if record.levelno == logging.WARNING else ""
+        return f"imgfs: {warns}{super().formatMessage(record)}"

@@ -51,11 +51,14 @@ def catalog(options: argparse.Namespace) -> int:
     environment = Environment.read()
     options = options_for(options, scope.registry)
     endpoint = resolver_of(options, environment).for_push(scope.registry, "x")
+    timeouts = timeouts_of(options.read_timeout)
     found = list_repositories(
         endpoint,
         options.limit,
-        credentials=partial(find_credentials, environment.auth_sources, endpoint.host, ""),
-        timeouts=timeouts_of(options.read_timeout),
+        credentials=partial(
+            find_credentials, environment.auth_sources, endpoint.host, "", seconds=timeouts.helper
+        ),
+        timeouts=timeouts,
         ca_bundle=environment.ca_bundle,
     )
     if options.json:

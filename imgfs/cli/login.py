@@ -163,10 +163,13 @@ def parse_scope(text: str) -> _Scope:
         raise UsageError(
             f"{text!r} is not the name of a registry: it has no dot, no port and is not localhost"
         )
-    whole = f"{host}/{namespace}/x" if namespace else f"{host}/x"
-    reference = parse_reference(whole)
+    refusal = UsageError(f"{text!r} is not the name of a registry, such as quay.io or quay.io/team")
+    try:
+        reference = parse_reference(f"{host}/{namespace}/x" if namespace else f"{host}/x")
+    except UsageError as error:
+        raise refusal from error
     if not isinstance(reference, RegistryReference):
-        raise UsageError(f"{text!r} is not the name of a registry, such as quay.io or quay.io/team")
+        raise refusal
     return _Scope(reference.registry, namespace)
 
 

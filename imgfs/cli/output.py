@@ -32,13 +32,13 @@ def prepare_output() -> None:
 
 
 def prepare_logging() -> None:
-    """Have what is logged be lines."""
+    """Have what is logged be lines like those of `complain` and `warn`."""
     import logging  # here: commands that log nothing do without
 
-    from imgfs.loglines import LineFormatter
+    from imgfs.loglines import ComplaintFormatter
 
     if logging.lastResort:
-        logging.lastResort.setFormatter(LineFormatter())
+        logging.lastResort.setFormatter(ComplaintFormatter())
 
 
 def say(text: object, *, flush: bool = False) -> None:

@@ -113,12 +113,12 @@ def serve(options: argparse.Namespace) -> int:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--room", " " * _ROOM])
     syscalls.show_words(sys.orig_argv[:-2])  # without that room: systemctl status shows all of it
     log_to_stderr(options.log_level.upper())
-    os.chdir("/")
     with ExitStack() as stack:
         companions = [_peer_companion(options, stack)] if options.peer else []
         load()
         listening = stack.enter_context(_listening(options.socket))
         companions += _pool(options.socket, stack)
+        os.chdir("/")  # what options and variables name is found by now: they may be relative
         waiting = stack.enter_context(closing(WaitingHolder()))
         companions.append(Companion("the process that holders are forked from", waiting.run))
         commands = Commands(_carry_out, _is_bound)

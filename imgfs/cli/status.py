@@ -57,7 +57,8 @@ def add_status(commands: Commands) -> None:
 Shows what is mounted at MOUNTPOINT, what it has cost since it was mounted, and errors. Sizes are of
 compressed bytes, as the registry sends them, except where it says decompressed.
 
-  fetched    what came from the registry: bytes of layers, and of indexes and documents
+  fetched    what came from the registry since the mount was there: bytes of layers, and of indexes and
+             documents
   peers      what other machines' imgfs brought of layers, who send it decompressed
   served     bytes of files handed out by imgfs; not those that the kernel had cached, or reads itself
   needed     the spans of a layer that readers have touched, whole: less than a span cannot be read

@@ -114,7 +114,7 @@ def context_of(tls: Tls, ca_bundle: Path | None, *, shows: bool) -> ssl.SSLConte
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif ca_bundle:
-        _trust(context, ca_bundle)
+        _trust(context, ca_bundle, " ($SSL_CERT_FILE, or $REQUESTS_CA_BUNDLE)")
     else:
         _trust_usual(context)
     for path in tls.authorities if tls.verify else ():
@@ -143,14 +143,14 @@ def _trust_usual(context: ssl.SSLContext) -> None:
     _trust(context, Path(certifi.where()))
 
 
-def _trust(context: ssl.SSLContext, path: Path) -> None:
+def _trust(context: ssl.SSLContext, path: Path, named: str = "") -> None:
     try:
         if path.is_dir():
             context.load_verify_locations(capath=path)
         else:
             context.load_verify_locations(cafile=path)
     except OSError as error:  # ssl.SSLError is one
-        raise RegistryError(f"{path}: {_why(error, 'not certificates in PEM')}") from error
+        raise RegistryError(f"{path}: {_why(error, 'not certificates in PEM')}{named}") from error
 
 
 def _show(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
@@ -163,4 +163,6 @@ def _show(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
 
 
 def _why(error: OSError, otherwise: str) -> str:
-    return otherwise if isinstance(error, ssl.SSLError) or not error.strerror else error.strerror
+    if isinstance(error, ssl.SSLError) or not error.strerror:
+        return otherwise
+    return f"cannot be read: {error.strerror}"

@@ -45,7 +45,9 @@ def open_destination(
     endpoint = (resolver or Resolver()).for_push(reference.registry, reference.repository)
     client = Client(
         endpoint,
-        credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),
+        credentials=partial(
+            find_credentials, auth_files, endpoint.host, endpoint.repository, seconds=timeouts.helper
+        ),
         timeouts=timeouts,
         ca_bundle=ca_bundle,
     )

@@ -61,7 +61,9 @@ def tags_of(
     endpoint = resolver.for_push(reference.registry, reference.repository)
     client = Client(
         endpoint,
-        credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),
+        credentials=partial(
+            find_credentials, auth_files, endpoint.host, endpoint.repository, seconds=timeouts.helper
+        ),
         timeouts=timeouts,
         ca_bundle=ca_bundle,
     )

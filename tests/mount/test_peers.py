@@ -19,6 +19,7 @@ from imgfs.peers.server import ServerCertificates
 from tests.support import tarmake as tar
 from tests.support.authority import Authority, needs_openssl
 from tests.support.blobs import prose
+from tests.support.docker_registry import free_port
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, Stored, gzipped, plain, serve, sha256, until, zstd
 from tests.support.patience import allowed
@@ -109,11 +110,30 @@ def test_peers_of_a_cluster_show_certificates_and_are_named_in_hosts_toml(
         assert "of it by peers" in second.ok("status", at)
 
 
+@needs_openssl
+def test_files_for_peers_may_be_named_from_here(
+    imgfs: Imgfs, second: Imgfs, server: FaultServer, tmp_path: Path
+) -> None:
+    image = published(imgfs, server)
+    authority = Authority(tmp_path / "ca")
+    files = (authority.file, *authority.issue("127.0.0.1"))
+    names = [os.path.relpath(file) for file in files]
+    port = free_port()
+    options = ("--peer-ca", names[0], "--peer-cert", names[1], "--peer-key", names[2])
+    second.environment.update(zip(("IMGFS_PEER_CA", "IMGFS_PEER_CERT", "IMGFS_PEER_KEY"), names, strict=True))
+    server.log.clear()
+    with serving(imgfs, f"127.0.0.1:{port}", *options):
+        at = second.mount(image, "--peers", f"https://127.0.0.1:{port}")
+        assert contents(at) == FILES
+        assert from_peers(second, at) == [True, True, True]
+    assert layer_requests(server, LAYERS) == 0
+
+
 @contextmanager
-def serving(imgfs: Imgfs) -> Iterator[tuple[str, int]]:
+def serving(imgfs: Imgfs, address: str = "", *more: str) -> Iterator[tuple[str, int]]:
     """`imgfs serve --peer`: where it answers, and its pid."""
-    place = f"unix:{imgfs.directory}/peer"
-    words = ("serve", "--socket", imgfs.directory / "serve", "--peer", place)
+    place = address or f"unix:{imgfs.directory}/peer"
+    words = ("serve", "--socket", str(imgfs.directory / "serve"), "--peer", place, *more)
     running = imgfs.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until((imgfs.directory / "serve").exists, "the server to be ready")
     yield place, running.pid

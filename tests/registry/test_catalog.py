@@ -104,6 +104,8 @@ def test_pages_without_end_do_not_go_on(catalog: Catalog) -> None:
 def test_what_is_no_registry_is_told(catalog: Catalog) -> None:
     catalog("debian", code=2)
     assert "is not the name of a registry" in catalog.complaint
+    catalog("127.0.0.1:9/team:v1", code=2)
+    assert catalog.complaint.startswith("imgfs: '127.0.0.1:9/team:v1' is not the name of a registry")
     catalog("127.0.0.1:9/team", code=2)
     assert "is more than a registry" in catalog.complaint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.config import RegistryFiles
+from imgfs.config import RegistriesConf, RegistryFiles
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.client import Client
 from imgfs.registry.config.hosts_toml import parse_hosts
@@ -57,6 +57,25 @@ def test_capabilities_that_are_not_known_are_passed_over_and_said(
     assert "capabilities: referrers: not known here, passed over" in caplog.text
     with closing(Client(endpoints[0], timeouts=FAST)) as client:
         assert client.manifest("v1")[1] == MANIFEST
+
+
+def test_what_is_passed_over_is_said_once_however_often_the_files_are_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "registry.test"
+    directory.mkdir()
+    (directory / "hosts.toml").write_text('[host."https://a.example"]\ncapabilities = ["pull", "dance"]\n')
+    (tmp_path / "registries.conf").write_text('short-name-mode = "whimsical"\n')
+    files = RegistryFiles(hosts=(tmp_path,), registries=(RegistriesConf(tmp_path / "registries.conf"),))
+    with caplog.at_level(logging.WARNING):
+        resolver = Resolver(files)
+        for name in ("app", "base"):
+            resolver.of("registry.test", name, "v1")
+            resolver.peers("registry.test")
+    assert sorted(record.message.rpartition(": not known")[0] for record in caplog.records) == [
+        f"{tmp_path}/registries.conf: short-name-mode: 'whimsical'",
+        f"{directory}/hosts.toml: host.https://a.example.capabilities: dance",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,11 @@ def test_no_bytes_are_worse_than_an_error(tmp_path_factory: pytest.TempPathFacto
         ask_providers(CredentialProviders(path, path.parent), "h.io", "app", 1)
 
 
+def test_beside_a_directory_of_configurations_means_in_it(tmp_path: Path) -> None:
+    found = credential_providers({"IMGFS_CREDENTIAL_PROVIDER_CONFIG": str(tmp_path)})
+    assert found == CredentialProviders(tmp_path, tmp_path)
+
+
 def test_variables_name_them_and_they_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert credential_providers({}) is None
     given_ = {"IMGFS_CREDENTIAL_PROVIDER_CONFIG": "/etc/k/config.yaml"}

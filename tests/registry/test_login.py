@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.fault_server import Fault, FaultServer, Reply, Seen
-from tests.support.mounted import Imgfs, Ran, until
+from tests.support.mounted import Imgfs, Ran, until, write_image
 from tests.support.patience import allowed
 from tests.support.token_server import TokenServer
 
@@ -89,6 +89,26 @@ def test_a_password_that_a_registry_takes_is_kept_and_found(
         assert imgfs.ok("inspect", f"{host}/team/app:v1")
         assert imgfs.ok("logout", host) == f"logged out of {host}: removed from {auth_file}\n"
         assert imgfs.run("inspect", f"{host}/team/app:v1").code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("catalog", "{}"), ("tags", "{}/app"), ("inspect", "{}/app:v1"), ("copy", "{layout}", "{}/app:v1")],
+)
+def test_every_command_waits_for_a_helper_as_long_as_for_the_registry(
+    words: tuple[str, ...], imgfs: Imgfs, private: FaultServer, auth_file: Path, tmp_path: Path
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "docker-credential-slow").write_text("#!/bin/sh\nsleep 300\n")
+    (programs / "docker-credential-slow").chmod(0o755)
+    imgfs.environment["PATH"] = f"{programs}:{imgfs.environment['PATH']}"
+    auth_file.parent.mkdir()
+    auth_file.write_text(json.dumps({"credHelpers": {private.host: "slow"}}))
+    image = write_image(tmp_path / "layout", [])
+    command, *rest = (word.format(private.host, layout=image) for word in words)
+    said = imgfs.run(command, "--read-timeout", "1", *rest).complaint()
+    assert said.startswith("docker-credential-slow get: no answer within 1 s")
 
 
 @pytest.mark.parts

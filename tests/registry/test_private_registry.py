@@ -355,7 +355,12 @@ def test_a_private_registry_with_tls_is_mounted_if_its_authority_is_trusted(
         allow(auth_file, host, OLD)
         said = imgfs.run("mount", f"{host}/app:v1", imgfs.mountpoint()).complaint()
         assert "certificate" in said
-        imgfs.environment["SSL_CERT_FILE"] = str(tls[0])
+        for wrong, why in ((__file__, "not certificates in PEM"), ("/no", "cannot be read: No such file")):
+            imgfs.environment["SSL_CERT_FILE"] = wrong
+            said = imgfs.run("ls", f"{host}/app:v1").complaint()
+            assert f"{wrong}: {why}" in said
+            assert "$SSL_CERT_FILE" in said
+        imgfs.environment["SSL_CERT_FILE"] = os.path.relpath(tls[0])  # a daemon has another directory
         (tmp_path / "secret").write_text(OLD)
         with (tmp_path / "secret").open() as given:
             assert imgfs.ok("login", "-u", "ann", "--password-stdin", host, stdin=given)

@@ -60,7 +60,7 @@ def docker_registry(
     is a line for each in `directory`/log. A registry that was ended can be run again, in another way, on what
     it has kept.
     """
-    host = f"127.0.0.1:{port or _free_port()}"
+    host = f"127.0.0.1:{port or free_port()}"
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yml"
     configuration = _configuration(directory, host, htpasswd, mirrors, token, tls)
@@ -209,7 +209,8 @@ def _configuration(
     return configuration
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that no server listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -12,7 +12,9 @@ from imgfs.config import (
     auth_files,
     ca_bundle,
     containerd_place,
+    credential_providers,
     docker_sockets,
+    peers,
     podman_storage,
     registry_files,
     store_root,
@@ -140,6 +142,28 @@ def test_other_certificates_can_be_named() -> None:
     assert ca_bundle({}) is None
     assert ca_bundle({"REQUESTS_CA_BUNDLE": "/b.pem"}) == Path("/b.pem")
     assert ca_bundle({"REQUESTS_CA_BUNDLE": "/b.pem", "SSL_CERT_FILE": "/a.pem"}) == Path("/a.pem")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CONTAINERD_ADDRESS", "CONTAINERS_REGISTRIES_CONF", "CONTAINERS_STORAGE_CONF", "DOCKER_CONFIG"),
+        *("IMGFS_CREDENTIAL_PROVIDER_BIN_DIR", "IMGFS_CREDENTIAL_PROVIDER_CONFIG", "IMGFS_PEER_CA"),
+        *("IMGFS_PEER_CERT", "IMGFS_PEER_KEY", "IMGFS_STORE", "REGISTRY_AUTH_FILE", "REQUESTS_CA_BUNDLE"),
+        "SSL_CERT_FILE",
+    ],
+)
+def test_a_relative_path_in_a_variable_is_one_from_the_directory_of_the_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {**HOME, "IMGFS_CREDENTIAL_PROVIDER_CONFIG": "/providers", name: "here"}
+    found = [
+        *(store_root(environ, 1000), ca_bundle(environ), credential_providers(environ), peers(environ)),
+        *(auth_files(environ, 1000), registry_files(environ, 1000).registries),
+        *(podman_storage(environ, 1000), containerd_place(environ)),
+    ]
+    assert f"'{tmp_path}/here" in repr(found)  # a daemon's own directory is /
 
 
 def test_the_process_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class HostsFile(NamedTuple):
     peers: tuple[tuple[str, Tls], ...] = ()  # by URL
 
 
+@lru_cache(maxsize=64)  # each reference asks anew: what is passed over is warned of once
 def parse_hosts(path: Path, body: bytes) -> HostsFile:
     """Read a hosts.toml; raises UsageError naming file and key."""
     root = Table.parse(path, body)

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,6 +149,7 @@ def _added(reader: Reader, directories: Iterable[Path]) -> Iterator[Path]:
         yield from (path for path in paths if not path.is_dir())
 
 
+@lru_cache(maxsize=64)  # each reference asks anew: what is passed over is warned of once
 def parse_registries(path: Path, body: bytes) -> Registries:
     """Read one registries.conf; raises UsageError naming file and key."""
     root = Table.parse(path, body)
