@@ -14,6 +14,7 @@ import pickle
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,6 +56,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         self.pid = pid
         self._task = task  # the pipe that the daemon reads its task from
         self._answer = answer  # the pipe that it writes to how it began
+        self._lock = threading.Lock()  # guards the first of them
 
     @classmethod
     def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda _: None) -> Daemon:
@@ -73,18 +75,19 @@ class Daemon(AbstractContextManager["Daemon"]):
         return cls(pid, send_task, read_answer)
 
     def expect_more(self, known: object = None) -> None:
-        """Have it get ready for more than what is done in any case, by what is `known` of that so far."""
-        if self._task >= 0:
-            with (
-                contextlib.suppress(BrokenPipeError),  # it has died: `wait` says why
-                open(self._task, "wb", closefd=False) as pipe,
-            ):
-                pickle.dump((False, known), pipe)
+        """Have it get ready for more than what is done in any case, by what is `known` of that so far.
+
+        Any thread may call it; once the daemon has its task it does nothing.
+        """
+        with self._lock, contextlib.suppress(BrokenPipeError):  # it has died: `wait` says why
+            if self._task >= 0:
+                with open(self._task, "wb", closefd=False) as pipe:
+                    pickle.dump((False, known), pipe)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
         """Have it serve `task`, logging to `log_file`; the caller must call `wait` next."""
         self._log_file = log_file
-        with contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # it has died: it says why
+        with self._lock, contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # as above
             self._task = -1
             pickle.dump((True, (task, log_file, log_level)), pipe)
 
@@ -99,11 +102,12 @@ class Daemon(AbstractContextManager["Daemon"]):
             raise MountError(said or f"the daemon died before it could say why: see {self._log_file}")
 
     def __exit__(self, *_: object) -> None:
-        if self._task >= 0:
+        with self._lock:
+            is_idle, task, self._task = self._task >= 0, self._task, -1
+        if is_idle:
             os.kill(self.pid, signal.SIGKILL)  # it holds nothing yet
-            os.close(self._task)
+            os.close(task)
             os.close(self._answer)
-            self._task = -1
             os.waitpid(self.pid, 0)
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import origin_of, published_profile
+from imgfs.content.profile import AccessProfile, origin_of, published_profile
 from imgfs.content.storing import split
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.image.image import Image
+from imgfs.image.profiles import AUTOMATIC, DEFAULT, touches_without_tree
 from imgfs.image.trust import Trust, open_index
 from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
 from imgfs.layer.codec.compress import seekable
@@ -46,8 +47,10 @@ from imgfs.oci.published import (
     SIZE_OF,
     TREE,
     WINDOWS,
+    LayerRange,
     Published,
     PublishedLayer,
+    first_ranges,
 )
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
@@ -134,8 +137,25 @@ def publication_of(
     ours = ("", Trust.of(parse_reference(image.resolved.reference), Policy.ANY).origin)
     kept = dict(_profiles((name, body) for name, body in recorded if origin_of(body) in ours))
     in_order = {digest: layers[digest] for digest in distinct}
-    made.published = Published(packed.descriptor, in_order, kept)
+    made.published = Published(packed.descriptor, in_order, kept, tuple(_first(kept, image, in_order)))
     return made
+
+
+def _first(
+    profiles: Mapping[str, Descriptor], image: Image, layers: Mapping[Digest, PublishedLayer]
+) -> Iterator[LayerRange]:
+    """Yield what a replay of the profile that is usual will fetch first, but of layers that have a copy."""
+    usual = next((profiles[name] for name in (DEFAULT, AUTOMATIC) if name in profiles), None)
+    if usual is None or usual.data is None:
+        return
+    content = image.content
+    touches = [
+        (number, span)
+        for number, span in touches_without_tree(AccessProfile.from_json(usual.data), content)
+        if not layers[content.layers[number].layer.digest].copy
+    ]
+    requests = (LayerRange(number, each.start, each.end) for number, each in content.requests_of(touches))
+    yield from first_ranges(requests)
 
 
 class _Result(NamedTuple):

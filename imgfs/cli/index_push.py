@@ -22,7 +22,7 @@ from imgfs.oci.artifact import Artifact, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.policy import Policy
-from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, tree_annotation
+from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, listed_annotations
 from imgfs.oci.reference import Reference
 from imgfs.oci.soci import CONFIG_BODY, SOCI_V2, soci_index, with_soci_v2
 from imgfs.publish import Publication, publication_of
@@ -88,7 +88,7 @@ def _put_imgfs(
     seconds = named.environment.source_date
     when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     created = {CREATED: when.strftime("%Y-%m-%dT%H:%M:%SZ")}
-    annotations = {**created, **tree_annotation(made.published)}
+    annotations = {**created, **listed_annotations(made.published)}
     artifact = Artifact(ARTIFACT_TYPE, contents_of(made.published), subject, annotations=annotations)
     blobs = [blob_in(made.files[one.digest], one) for one in artifact.layers if one.data is None]
     with closing(Progress(doing="pushing", done="pushed")) as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: wh
     from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image
     from imgfs.mount.daemon import Mounting
+    from imgfs.transport.ahead import AheadRange
 
 _AT_ONCE = 3  # requests for an image's config and, by API and by tag, for what refers to it
 
@@ -118,7 +119,7 @@ class ImageSelection:
             source: Source = first.source if first else DeferredSource(self.connect)
             stack.enter_context(closing(source))
             discovery: IndexDiscovery | None = None
-            early = _Early(self, mounting, question, ready, lean=lean, is_part=up_to is not None)
+            early = _Early(self, mounting, question, ready, replay, lean=lean, is_part=up_to is not None)
             if not first and not self.store.resolved(str(self.reference)):
                 early.expect_more(source)
 
@@ -126,7 +127,7 @@ class ImageSelection:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
                     early.tell_source(source)
-                    discovery = self._discovery(digest, manifest, source)
+                    discovery = self._discovery(digest, manifest, source, early)
 
             resolved, is_away = self._resolve(source, progress, look, early.ask)
             if resolved == early.ready:
@@ -139,16 +140,18 @@ class ImageSelection:
 
                 if not is_away:
                     early.tell_source(source)
-                preparing = partial(prepare, lean=lean, on_spans=partial(early.replay, resolved, replay))
+                preparing = partial(prepare, lean=lean, on_spans=partial(early.replay, resolved))
                 with requiring_registry() if is_away else nullcontext():
                     preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
 
-    def _discovery(self, digest: Digest, manifest: Manifest, source: Source) -> IndexDiscovery | None:
+    def _discovery(
+        self, digest: Digest, manifest: Manifest, source: Source, early: _Early
+    ) -> IndexDiscovery | None:
         """Begin to ask what indexes there are of an image, and load what imports them; None if not needed."""
         from imgfs.image.discover import early_discovery
 
-        begun = early_discovery(digest, manifest, source, self.store, self.trust)
+        begun = early_discovery(digest, manifest, source, self.store, self.trust, early.fetch_ahead)
         if begun:
             try_thread(_load_preparation, "imgfs-load")
         return begun
@@ -282,7 +285,7 @@ class ImageSelection:
 
 
 class _Early:
-    """What a mount's daemon is told while its image is prepared.
+    """What a mount's daemon is told while its image is prepared, of which it replays a `profile`.
 
     While a registry is asked about a tag, it opens what that was resolved to last: `ready`, if it is. That is
     all of an image, so nothing where one `is_part`.
@@ -294,6 +297,7 @@ class _Early:
         mounting: Mounting | None,
         question: TagQuestion | None,
         ready: Resolved | None,
+        profile: str | None,
         *,
         lean: bool,
         is_part: bool,
@@ -301,6 +305,7 @@ class _Early:
         self._image = image
         self._mounting = mounting
         self._question = question
+        self._profile = profile
         self._lean = lean
         self._is_part = is_part
         self.ready = ready
@@ -317,11 +322,16 @@ class _Early:
         if self._mounting:
             self._mounting.expect_fetches(self._image.connect, source)
 
-    def replay(self, resolved: Resolved, profile: str | None) -> None:
-        """Have it replay a profile."""
+    def fetch_ahead(self, ranges: Sequence[AheadRange]) -> None:
+        """Have it fetch what the usual profile begins with, unless another is to be replayed."""
+        if self._mounting and ranges and self._profile is None and not self._is_part:
+            self._mounting.fetch_ahead(ranges)
+
+    def replay(self, resolved: Resolved) -> None:
+        """Have it replay the profile."""
         image = self._image
         if self._mounting:
-            self._mounting.replay_early(resolved, image.connect, image.store, image.trust, profile)
+            self._mounting.replay_early(resolved, image.connect, image.store, image.trust, self._profile)
 
     def ask(self, earlier: Resolved) -> Descriptor:
         """Return what the tag names now. Raises ImgfsError."""

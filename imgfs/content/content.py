@@ -22,7 +22,7 @@ from imgfs.content.profile import (
     ProfileRecorder,
     joined,
 )
-from imgfs.content.requests import waves
+from imgfs.content.requests import Request, waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.content.stats_memory import WORD, StatsMemory, words_of
@@ -183,6 +183,10 @@ class Content:
                 first, last = self.layers[number].table.holding(start, length)
                 yield from ((number, span) for span in range(first, last + 1))
 
+    def requests_of(self, touches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Request]]:
+        """Yield the requests, (layer, request), by which a replay fetches spans, (layer, span) in order."""
+        return waves(touches, [layer.table for layer in self.layers], first=_FIRST_WAVE)
+
     def snapshot(self) -> ContentSnapshot:
         """Return the counters of the image and of each layer."""
         fill = self._background.snapshot() if self._background else None
@@ -300,7 +304,6 @@ class Content:
             self._follower.touched(number, span)
 
     def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
-        tables = [layer.table for layer in self.layers]
         futures: list[Future[None]] = []
         named: dict[int, list[int]] = {}
         for number, span in touches:
@@ -309,7 +312,7 @@ class Content:
             self.layers[number].expect(spans)
         absent = {(number, span) for number, layer in enumerate(self.layers) for span in layer.missing()}
         missing = [touch for touch in touches if touch in absent]
-        for number, request in waves(missing, tables, first=_FIRST_WAVE):
+        for number, request in self.requests_of(missing):
             layer = self.layers[number]
             started = layer.fetch_in_background([request], Priority.REPLAY, Cause.REPLAY)
             layer.fetch_pool.note_replay(started)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -18,11 +18,12 @@ from imgfs.layer.origin import soci_origin
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
-from imgfs.oci.published import Published, latest, listed_tree, published_in
+from imgfs.oci.published import Published, latest, listed_first, listed_tree, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
 from imgfs.parallel import begun
 from imgfs.starting import try_thread
 from imgfs.store.store import Store
+from imgfs.transport.ahead import AheadRange
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 SMALL = 256 << 10  # bytes of layers that are streamed in less time than a lookup of indexes takes
@@ -30,17 +31,23 @@ _LARGEST_AHEAD = 4 << 20  # bytes of a tree that is fetched beside the artifact:
 
 
 def early_discovery(
-    digest: Digest, manifest: Manifest, source: Source, store: Store, trust: Trust
+    digest: Digest,
+    manifest: Manifest,
+    source: Source,
+    store: Store,
+    trust: Trust,
+    on_first: Callable[[Sequence[AheadRange]], None],
 ) -> IndexDiscovery | None:
     """Begin the discovery for an image in a thread, while its config, which `prepare` needs, is fetched.
 
-    None if the store shows that `prepare` will not need it.
+    None if the store shows that `prepare` will not need it. `on_first` is called, in that thread, with what
+    is said to be read first of the image, as far as its layers are new to the store.
     """
-    missing = sum(layer.size for layer in manifest.layers if store.layer(layer.digest).index is None)
-    if store.tree(digest) is not None or missing <= SMALL:
+    missing = {layer.digest: layer for layer in manifest.layers if store.layer(layer.digest).index is None}
+    if store.tree(digest) is not None or sum(layer.size for layer in missing.values()) <= SMALL:
         return None
     discovery = IndexDiscovery(digest, manifest, source, trust)
-    discovery.start()
+    discovery.start(lambda ranges: on_first([each for each in ranges if each.blob.digest in missing]))
     return discovery
 
 
@@ -75,12 +82,15 @@ class IndexDiscovery:
         self.trust = trust
         self._lock = threading.RLock()
         self.refused: list[str] = []
-        self._is_early = False
+        self._on_first: Callable[[Sequence[AheadRange]], None] | None = None
         self._ahead: tuple[Digest, Future[bytes]] | None = None  # a tree that a list names
 
-    def start(self) -> None:
-        """Begin to look for imgfs's own artifact and the tree in it, in threads that end with that."""
-        self._is_early = True
+    def start(self, on_first: Callable[[Sequence[AheadRange]], None]) -> None:
+        """Begin to look for imgfs's own artifact and the tree in it, in threads that end with that.
+
+        `on_first` is called with what its list says is read first of the image.
+        """
+        self._on_first = on_first
 
         def look() -> None:
             with suppress(ImgfsError):  # raised again where it is used
@@ -114,7 +124,12 @@ class IndexDiscovery:
         artifact = latest(self._referrers)
         if artifact is None:
             return _NOTHING
-        if self._is_early:
+        if self._on_first:
+            layers = self._manifest.layers
+            first = [
+                AheadRange(layers[number], *bounds) for number, *bounds in listed_first(artifact, layers)
+            ]
+            self._on_first(first)
             self._fetch_tree(artifact)
         with self._doing_without("the index published with the image"):
             return published_in(parse_artifact(self._source.document(artifact), artifact.media_type))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
 from imgfs.mount.loading import BY_FETCHES, load_in_steps, load_what_both_need, load_what_fetches
-from imgfs.mount.options import MountOptions, OpenOrder, ReplayOrder
+from imgfs.mount.options import AheadOrder, MountOptions, OpenOrder, ReplayOrder
 from imgfs.starting import try_thread
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from imgfs.registry.endpoint import RegistryEndpoint
     from imgfs.status import MountStatus
     from imgfs.store.store import Store
+    from imgfs.transport.ahead import AheadRange
     from imgfs.transport.connect import DeferredSource
     from imgfs.transport.source import Source
 
@@ -81,6 +82,10 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
 
         self._daemon.expect_more((pickle.dumps(connect), known_auth(source)))
 
+    def fetch_ahead(self, ranges: Sequence[AheadRange]) -> None:
+        """Have the daemon fetch what a replay of the image's profile will probably begin with."""
+        self._daemon.expect_more(AheadOrder(tuple(ranges)))
+
     def open_early(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, trust: Trust
     ) -> None:
@@ -130,13 +135,17 @@ class _ForkedDaemon:
     def __init__(self, *, offline: bool) -> None:
         self._offline = offline
         self._opened: Source | None = None
+        self._ahead: Source | None = None  # the same, of which something is fetched ahead
         self._early: OpenedEarly | None = None
 
     def get_more(
         self,
-        known: OpenOrder | ReplayOrder | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None],
+        known: OpenOrder
+        | ReplayOrder
+        | AheadOrder
+        | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None],
     ) -> None:
-        """Load what fetches, and connect to a registry that its caller knows; or open an image, or replay."""
+        """Load what fetches, and connect to a registry that its caller knows; or do as an order says."""
         from imgfs.mount.resume import connector
         from imgfs.transport.connect import load_http, open_informed
 
@@ -145,7 +154,10 @@ class _ForkedDaemon:
 
             if self._early:  # another image's
                 self._early.close()
-            self._early = OpenedEarly.open(known, self._opened)
+            self._early = OpenedEarly.open(known, self._ahead or self._opened)
+            return
+        if isinstance(known, AheadOrder):
+            self._fetch_ahead(known.ranges)
             return
         if not self._offline:
             load_http()
@@ -154,6 +166,13 @@ class _ForkedDaemon:
             self._opened = open_informed(connector(connect), auth, self._opened)
         load = partial(load_what_fetches, http=False)  # beside what comes next, which may be a replay
         try_thread(load, "imgfs-load")
+
+    def _fetch_ahead(self, ranges: Sequence[AheadRange]) -> None:
+        """Begin to fetch these, unless peers may have them."""
+        if self._opened and not self._ahead and not self._opened.peers():
+            from imgfs.transport.ahead import AheadSource
+
+            self._ahead = AheadSource(self._opened, ranges)
 
     def serve_task(
         self, task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]
@@ -164,7 +183,7 @@ class _ForkedDaemon:
         early = self._early if self._early and self._early.serves(task[0]) else None
         state = MountState(*task, began=time.time(), stats=early.stats if early else -1)
         succession = Succession(state) if state.options.restart else None
-        serve(state, on_ready, succession, self._opened, early)
+        serve(state, on_ready, succession, self._ahead or self._opened, early)
 
 
 def mount_in_foreground(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imgfs.mounts.mountpoint import DirectoryId
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
+    from imgfs.transport.ahead import AheadRange
 
 _RESENDS = (6, 9)  # the kernel from which on FUSE_NOTIFY_RESEND is there
 
@@ -75,6 +76,12 @@ class ReplayOrder(NamedTuple):
     store: Store
     trust: Trust
     profile: str | None
+
+
+class AheadOrder(NamedTuple):
+    """What is likely to be read first of an image, to be fetched before it is known what is there."""
+
+    ranges: tuple[AheadRange, ...]
 
 
 def can_resend() -> bool:

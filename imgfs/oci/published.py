@@ -13,18 +13,25 @@ order:
 
 TREE, LEAN and FULL are SQLite files (`tree.database`, `layer.index`), each one zstd frame of at most `size`
 bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
-to, `NAME_OF` what a profile is called. `TREE_AT`, of the artifact itself, has the digest and size of TREE:
-lists of referrers repeat it, so that a reader can fetch the tree beside the artifact. Another form gets
-another version number; versions of imgfs that do not know it pass it over. (LEAN and FULL were once without
-the windows' digests.)
+to, `NAME_OF` what a profile is called. Two annotations are the artifact's own. Lists of referrers repeat
+them, so a reader can fetch what they name beside the artifact:
+
+    TREE_AT   the digest and size of TREE
+    FIRST_AT  the bytes that the usual profile begins with, as LAYER:START-END, separated by spaces: the layer
+              counted from 0, the offset of the first byte in its blob, and that after the last
+
+Another form gets another version number; versions of imgfs that do not know it pass it over. (LEAN and FULL
+were once without the windows' digests.)
 
 A SOCI index of version 2 is named by the image's manifest itself (`soci_v2_digest`; more in `oci.soci`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
@@ -44,7 +51,11 @@ LAYER_OF = "vnd.imgfs.layer"
 SIZE_OF = "vnd.imgfs.size"
 NAME_OF = "vnd.imgfs.profile"
 TREE_AT = "vnd.imgfs.tree"
+FIRST_AT = "vnd.imgfs.first"
 CREATED = "org.opencontainers.image.created"  # annotations.md
+MOST_FIRST = 4 << 20  # bytes that FIRST_AT names, in all: what a fast link brings while indexes are imported
+_FIRST_RANGES = 64  # there, which make an annotation of 1.5 KiB
+_FIRST_RANGE = re.compile(r"(\d{1,4}):(\d{1,18})-(\d{1,18})", re.ASCII)
 INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its SOCI index, version 2
 
 
@@ -64,13 +75,22 @@ class PublishedLayer(NamedTuple):
         return tuple(blob for blob in found if blob)
 
 
+class LayerRange(NamedTuple):
+    """Bytes `[start, end)` of the blob of a manifest's layer, which is counted from 0."""
+
+    layer: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What is published of an image."""
+    """What is published of an image; `first` is what its usual profile begins with."""
 
     tree: Descriptor | None
     layers: Mapping[Digest, PublishedLayer]
     profiles: Mapping[str, Descriptor] = field(default_factory=dict)
+    first: Sequence[LayerRange] = ()
 
 
 def published_in(artifact: Artifact) -> Published:
@@ -108,10 +128,39 @@ def contents_of(published: Published) -> tuple[Descriptor, ...]:
     return (*blobs, *published.profiles.values())
 
 
-def tree_annotation(published: Published) -> dict[str, str]:
-    """Return what the artifact says of its tree where lists of referrers repeat it."""
-    tree = published.tree
-    return {TREE_AT: f"{tree.digest} {tree.size}"} if tree else {}
+def listed_annotations(published: Published) -> dict[str, str]:
+    """Return what the artifact says of its tree, and of what is read first: in lists of referrers, too."""
+    tree, found = published.tree, {}
+    if tree:
+        found[TREE_AT] = f"{tree.digest} {tree.size}"
+    if published.first:
+        found[FIRST_AT] = " ".join(f"{layer}:{start}-{end}" for layer, start, end in published.first)
+    return found
+
+
+def first_ranges(ranges: Iterable[LayerRange]) -> Iterator[LayerRange]:
+    """Yield the first of some ranges: as many as FIRST_AT may name."""
+    left = MOST_FIRST
+    for each in islice(ranges, _FIRST_RANGES):
+        left -= each.end - each.start
+        if left < 0:
+            return
+        yield each
+
+
+def listed_first(entry: Descriptor, layers: Sequence[Descriptor]) -> list[LayerRange]:
+    """Return the ranges that an artifact in a list of referrers says are read first, of an image's `layers`.
+
+    None of them if one is not of these layers, or if they are too many.
+    """
+    found: list[LayerRange] = []
+    for text in entry.annotations.get(FIRST_AT, "").split(" ")[: _FIRST_RANGES + 1]:
+        fields = _FIRST_RANGE.fullmatch(text)
+        each = LayerRange(*map(int, fields.groups())) if fields else None
+        if each is None or each.layer >= len(layers) or not each.start < each.end <= layers[each.layer].size:
+            return []
+        found.append(each)
+    return found if len(list(first_ranges(found))) == len(found) else []
 
 
 def listed_tree(entry: Descriptor) -> Descriptor | None:

@@ -236,6 +236,39 @@ def test_a_profile_is_replayed_while_the_tree_is_on_its_way(imgfs: Imgfs, server
     assert fetched == found["spans"] == found["spans_present"]  # none twice, all counted
 
 
+def test_what_is_read_first_is_on_its_way_before_the_indexes_are_here(
+    imgfs: Imgfs, server: FaultServer
+) -> None:
+    layer = layer_in("gzip")
+    image = serve(server, "app", "v1", [layer])
+    at = imgfs.mount(image)
+    assert (at / "usr/share/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+    imgfs.ok("index", "push", "--soci", "none", image)
+    another_machine(imgfs)
+    blob, tree = sha256(layer.blob), tree_of(server)
+    begun: list[bool] = []
+
+    def first_ranges() -> list[str]:
+        return [one.headers["range"] for one in server.seen(blob) if "range" in one.headers]
+
+    def is_fetched() -> None:
+        until(first_ranges, "the first ranges")
+        begun.append(True)
+
+    artifact = next(digest for (_, digest), (_, body) in server.manifests.items() if tree.encode() in body)
+    server.inject(Fault(meanwhile=is_fetched), on=artifact)
+    at = imgfs.mount(image, "--no-predict")
+    assert begun
+    assert contents(at) == expected()
+    found = imgfs.status(at)["layers"][0]
+    assert found["brought"]["replay"]["spans_used"] > 0
+    asked = first_ranges()
+    assert len(set(asked)) == len(asked)
+    fetched = sum(brought["spans"] for brought in found["brought"].values())
+    assert fetched == found["spans"] == found["spans_present"]  # none twice
+
+
 def test_a_replay_that_has_begun_is_given_up_if_another_index_is_used(
     imgfs: Imgfs, server: FaultServer
 ) -> None:

@@ -20,13 +20,22 @@ from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_CONFIG, Manifest
 from imgfs.oci.policy import Policy
-from imgfs.oci.published import TREE_AT, tree_annotation
+from imgfs.oci.published import (
+    FIRST_AT,
+    MOST_FIRST,
+    TREE_AT,
+    LayerRange,
+    Published,
+    listed_annotations,
+    listed_first,
+)
 from imgfs.oci.reference import parse_reference
 from imgfs.store.store import Store
+from imgfs.transport.ahead import AheadRange
 from tests.support import tarmake
 from tests.support.fake_source import FakeSource, add_image
 from tests.support.mounted import gzipped
-from tests.support.offerings import Warnings, offering
+from tests.support.offerings import Offering, Warnings, offering
 from tests.unit.test_prepare import LOWER, SMALL, Journal
 
 AMD64 = Platform("linux", "amd64")
@@ -78,7 +87,7 @@ def mounted(
     begun = []
 
     def look(digest: Digest, manifest: Manifest) -> None:
-        begun.append(early_discovery(digest, manifest, source, store, trust))
+        begun.append(early_discovery(digest, manifest, source, store, trust, lambda _: None))
 
     resolved = resolve(reference, source, store, AMD64, meanwhile=look)
     prepare(resolved, source, store, reporter or Journal(), trust, *begun)
@@ -147,7 +156,7 @@ def test_a_tree_that_a_list_names_is_fetched_once_and_counts_only_if_the_artifac
     assert tree
     assert entry
     notes = {
-        "right": tree_annotation(made.published)[TREE_AT],
+        "right": listed_annotations(made.published)[TREE_AT],
         "of nothing that is there": f"{Digest.of(b'else')} {tree.size}",
         "of another size": f"{tree.digest} {tree.size - 1}",
         "no size": f"{tree.digest} 1e3",
@@ -159,7 +168,7 @@ def test_a_tree_that_a_list_names_is_fetched_once_and_counts_only_if_the_artifac
     trust, begun = Trust.of(parse_reference(TAG), Policy.AUTO), []
 
     def look(digest: Digest, manifest: Manifest) -> None:
-        begun.append(early_discovery(digest, manifest, made.source, store, trust))
+        begun.append(early_discovery(digest, manifest, made.source, store, trust, lambda _: None))
 
     resolved = resolve(TAG, made.source, store, AMD64, meanwhile=look)
     journal = Journal()
@@ -177,3 +186,64 @@ def test_a_tag_comes_with_its_document_the_first_time_only(store: Store) -> None
     for _ in range(3):
         mounted(source, store)
     assert source.whole == [True, False, False]
+
+
+def first_of(made: Offering, store: Store, said: str) -> list[AheadRange]:
+    """Return what is told to be read first of an image where a list says this of it."""
+    assert made.referrer
+    made.source.referring = {made.manifest.digest: [replace(made.referrer, annotations={FIRST_AT: said})]}
+    told: list[AheadRange] = []
+
+    def look(digest: Digest, manifest: Manifest) -> None:
+        trust = Trust.of(parse_reference(TAG), Policy.AUTO)
+        discovery = early_discovery(digest, manifest, made.source, store, trust, told.extend)
+        assert discovery
+        assert discovery.published.tree
+
+    resolve(TAG, made.source, store, AMD64, meanwhile=look)
+    return told
+
+
+def test_what_a_list_says_to_be_read_first_is_told(tmp_path: Path, store: Store) -> None:
+    made = offering(tmp_path / "theirs", [gzipped(LOWER), gzipped(SMALL)])
+    made.refer()
+    lower, small = made.layers
+    first = (LayerRange(1, 0, small.size), LayerRange(0, 17, 5000))
+    said = listed_annotations(Published(None, {}, first=first))[FIRST_AT]
+    assert first_of(made, store, said) == [AheadRange(small, 0, small.size), AheadRange(lower, 17, 5000)]
+    with store.layer(
+        small.digest
+    ).new_index() as path:  # what another image has fetched of it is not asked for
+        path.write_bytes(b"")
+    assert first_of(made, store, said) == [AheadRange(lower, 17, 5000)]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "0:0-",
+        "0:-1-5",
+        "0:5-5",
+        "0:6-5",
+        "2:0-5",
+        "0:0-5,0:6-7",
+        "0:0-5  0:6-7",
+        "0:0-5 1:0-99999999",
+        "0:0-٥",
+        "0:0-5\n",
+        f"0:0-5 0:0-{'9' * 30}",
+        " ".join(["0:0-5"] * 65),
+    ],
+)
+def test_what_a_list_cannot_mean_is_passed_over(tmp_path: Path, store: Store, said: str) -> None:
+    made = offering(tmp_path / "theirs", [gzipped(LOWER), gzipped(SMALL)])
+    made.refer()
+    assert first_of(made, store, said) == []
+
+
+def test_what_is_read_first_is_bounded() -> None:
+    layer = Descriptor("layer", Digest.of(b""), MOST_FIRST + 1)
+    for end, is_known in ((MOST_FIRST, True), (MOST_FIRST + 1, False)):
+        listed = replace(layer, annotations={FIRST_AT: f"0:1-2 0:1-{end}"})
+        assert bool(listed_first(listed, [layer])) == is_known
