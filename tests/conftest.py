@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -47,6 +49,24 @@ def pytest_configure() -> None:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         RUNTIME.mkdir(mode=0o755, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "imgfs-tests", RUNTIME], check=True)
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Have the workers compile the test modules by turns, where they are new: each begins with others.
+
+    A module compiled with pytest's assertions takes as long as loading thirty, and all that collect need all.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None:
+        return
+    given = [Path(argument.partition("::")[0]).resolve() for argument in session.config.args]
+    modules = sorted(
+        {path for place in given for path in [place, *place.rglob("test_*.py")] if path.is_file()}
+    )
+    for path in modules[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        name = ".".join(path.relative_to(session.config.rootpath).with_suffix("").parts)
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # pytest says it, when it collects
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,9 +28,10 @@ def prose(size: int, seed: int = 0) -> bytes:
     """`size` bytes of words in no order: matches, literals, and a new word now and then."""
     source = random.Random(seed)
     words = [source.randbytes(source.randint(1, 9)).hex().encode() for _ in range(400)]
-    text = b" ".join(source.choices(words, k=size // 4 + 1))
+    text = b""
     while len(text) < size:
-        text += source.choice(words)
+        count = (size - len(text)) // 11 + 1  # of 10 letters and a space
+        text += b" ".join([*source.choices(words, k=count), b""])
     return text[:size]
 
 
