@@ -37,7 +37,7 @@ def add_csi(commands: Commands) -> None:
         """\
 Serves kubelet as a driver of CSI, image.csi.imgfs.io: a pod names an image among the attributes of a volume,
 and reads it at once. Volumes that are only read share one mount for each image; one that may be written is a
-mount of its own, whose changes go with it. Volumes stay when this ends. (See: imgfs help engines.)
+mount of its own, whose changes go with it. Volumes stay when this ends. (See: imgfs help kubernetes.)
 
 Examples:
   imgfs csi install                            on a node, by systemd: kubelet finds it

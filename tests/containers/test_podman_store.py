@@ -133,6 +133,34 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     assert "is not in" in rig.store("rm", rig.image).complaint()
 
 
+def test_an_image_that_is_pulled_too_is_built_upon_by_its_own_layers(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text(
+        f'FROM {rig.image}\nRUN ["touch", "/made"]\nCOPY Containerfile /\nRUN ["cat", "/etc/name"]\n'
+    )
+    words = (
+        "--isolation=chroot",
+        "--network=host",
+        *LIMITS,
+        "--layers",
+        "-q",
+        "-f",
+        tmp_path / "Containerfile",
+    )
+    assert rig.store("add", rig.image).text == f"{rig.image}\n"
+    (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
+    rig.imgfs.watch(mount.mountpoint)
+    layers = []
+    for before in ((), ("pull", "-q", "--tls-verify=false", rig.image), ("rmi", rig.image)):
+        assert not before or rig.podman(*before).code == 0
+        built = rig.podman("build", *words, tmp_path)
+        assert built.code == 0, built
+        (shown,) = json.loads(rig.podman("inspect", built.text.strip()).text)
+        layers.append(len(shown["RootFS"]["Layers"]))
+    assert layers == [4, 5, 4]  # three steps upon the merged layer, or upon the two of the registry
+    assert rig.podman("rmi", "--all", "--force").code in (0, 125)  # 125: the image that is only read stays
+    assert rig.store("rm", rig.image).text == f"{rig.image}\n"
+
+
 def test_what_is_not_mounted_any_more_is_mounted_again(rig: Rig) -> None:
     rig.store("add", rig.image)
     (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
