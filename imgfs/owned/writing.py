@@ -147,8 +147,13 @@ def new_file(parent: Path, prefix: str, suffix: str = "") -> HeldPath:
 def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -> HeldPath:
     for _ in range(_TRIES):
         path = parent / f"{random_name(prefix)}{suffix}"
-        with suppress(FileNotFoundError, FileExistsError):  # swept before it was open
+        try:
             fd = make(path)
+        except (FileNotFoundError, FileExistsError):  # swept before it was open
+            pass
+        except OSError as error:  # of the directory: a name that is made up says nothing
+            raise OSError(error.errno, error.strerror, str(parent)) from error
+        else:
             if try_lock(fd) and leads_to(path, fd):
                 return HeldPath(path, fd)
             os.close(fd)

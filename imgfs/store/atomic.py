@@ -32,8 +32,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 yield held.path
             _sync(held.path)
             held.path.rename(path)
-        except BaseException:
+        except BaseException as error:
             held.path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and str(error.filename) == str(held.path):  # whose name is made up
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         finally:
             held.release()

@@ -87,6 +87,23 @@ def test_a_place_one_may_not_write_to_is_a_store_error(tmp_path: Path) -> None:
     assert as_nobody(work) == 0
 
 
+def test_what_cannot_be_written_is_named_and_not_the_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    (tmp_path / "taken/file").mkdir(parents=True)
+
+    def work() -> None:
+        os.chdir("/")
+        with pytest.raises(StoreError) as refused, atomic_write(tmp_path / "closed/file"):
+            pass
+        assert str(refused.value) == f"{tmp_path}/closed: Permission denied"
+
+    assert as_nobody(work) == 0
+    with pytest.raises(StoreError) as refused, atomic_write(tmp_path / "taken/file"):
+        pass
+    assert str(refused.value) == f"{tmp_path}/taken/file: Is a directory"
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
+
+
 def test_a_file_one_may_not_read_is_a_store_error(store: Store) -> None:
     store.put_document(DIGEST, BODY)
     (store.root / "documents/sha256" / DIGEST.hex).chmod(0)
