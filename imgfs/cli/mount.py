@@ -189,10 +189,11 @@ def mount(options: argparse.Namespace) -> int:
         with _plan(options) as (image, how):
             resolved = _prepared(image, options, how)
             mount_in_foreground(resolved, image.connect, image.store, how)
+    forked, options.mounting = options.mounting, None  # the daemon is sent the options, to open sources by
     with ExitStack() as stack:
-        first = _first_request(options, stack)
+        first = None if forked else _first_request(options, stack)
         writable = options.rw or options.scratch is not None
-        begun = options.mounting or Mounting.fork(
+        begun = forked or Mounting.fork(
             writable=writable, offline=options.offline, driver=options.driver, fetches=first is not None
         )
         mounting = stack.enter_context(begun)
@@ -205,9 +206,7 @@ def mount(options: argparse.Namespace) -> int:
 
 
 def _first_request(options: argparse.Namespace, stack: ExitStack) -> FirstRequest | None:
-    """Return what a registry is asked before the rest is loaded; None if that is loaded already."""
-    if options.mounting:
-        return None
+    """Return what a registry is asked before the rest is loaded; None if nothing is."""
     from imgfs.cli.first_request import FirstRequest
 
     return FirstRequest.of(options, stack)
