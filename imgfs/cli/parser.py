@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from imgfs import __version__
@@ -21,6 +22,8 @@ from imgfs.variables import config_files, variables
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from _typeshed import SupportsWrite
 
     from imgfs.cli.config_file import Settings
 
@@ -144,6 +147,13 @@ class Parser(argparse.ArgumentParser):
         """Return the usage, as wide as the terminal."""
         self._is_shown = True
         return super().format_usage()
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Write a message; argparse of Python 3.11.7 on drops what cannot be written, as to a full disk."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif message:
+            file.write(message)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error, in text that a terminal does not obey: it quotes what was typed."""
