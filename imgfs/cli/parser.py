@@ -82,11 +82,23 @@ _OWN_H = ("ls", "du", "run", "bundle")  # commands whose -h means what ls(1), du
 _FEW = 4  # options that a usage lists
 
 
+class _Colourless:
+    """A theme of argparse (Python 3.14): each of its colours is no text."""
+
+    def __getattr__(self, name: str) -> str:
+        return ""
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Wraps paragraphs at the terminal's width; lines that are indented are examples, and stay as typed.
 
     A usage has no list of many options: it is a line above an error, and the help has them below it.
     """
+
+    def _set_color(self, *_: object, **__: object) -> None:
+        """Take no colours, for which Python 3.14 loads `inspect`: help looks alike by each Python."""
+        self._theme = _Colourless()
+        self._decolor = str
 
     def _format_usage(
         self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: str | None
