@@ -149,11 +149,18 @@ class Deadline:
             raise TimeoutError("timed out")
         return left if usual is None else min(usual, left)
 
-    def received(self, count: int) -> None:
-        """Note that bytes have come; raises OSError if they are too many."""
-        self._allowed -= count
-        if self._allowed < 0:
+    def room(self, size: int) -> int:
+        """Return how many of `size` bytes may be received; raises OSError if none may.
+
+        Not more than a head may have: a buffer (128 KiB in Python 3.14) would take what comes behind it, too.
+        """
+        if self._allowed < 1:
             raise OSError(errno.EMSGSIZE, "the head of its answer is too long")
+        return int(min(size, self._allowed))
+
+    def received(self, count: int) -> None:
+        """Note that bytes have come."""
+        self._allowed -= count
 
 
 class _Bounded(socket.socket):
@@ -169,14 +176,16 @@ class _Bounded(socket.socket):
         super().settimeout(value)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        return self._in_time(partial(super().recv, buflen, flags), len)
+        size = self.deadline.room(buflen) if self.deadline else buflen
+        return self._in_time(partial(super().recv, size, flags), len)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
         size = nbytes or memoryview(buffer).nbytes
+        size = self.deadline.room(size) if self.deadline else size
         return self._in_time(partial(super().recv_into, buffer, size, flags), int)
 
     def _in_time(self, receive: Callable[[], _T], count: Callable[[_T], int]) -> _T:
-        """Receive what comes in time; raises TimeoutError, and OSError if it is too much."""
+        """Receive what comes in time; raises TimeoutError."""
         deadline = self.deadline
         self._wake_at(deadline.least if deadline else 1)
         if deadline:

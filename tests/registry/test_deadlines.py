@@ -20,7 +20,7 @@ from imgfs.registry.adapter import MAX_HEAD, MAX_INTERIM
 from imgfs.registry.client import Client
 from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.retry import Patience, Timeouts
-from imgfs.registry.sockets import Deadline, bound, dial
+from imgfs.registry.sockets import Deadline, PlainSocket, bound, dial
 from tests.support.authority import Authority, needs_openssl
 from tests.support.clients import client_of
 from tests.support.raw_server import OK, Connection, RawServer
@@ -323,6 +323,19 @@ def test_a_head_has_its_bounds(server: RawServer, client: Client, head: bytes, s
     error = ended(lambda: client.manifest("v1"))
     assert isinstance(error, Unavailable)
     assert said in str(error)
+
+
+def test_what_comes_with_a_head_is_none_of_it() -> None:
+    ours, theirs = socket.socketpair()
+    with PlainSocket(fileno=ours.detach()) as own, theirs:
+        theirs.sendall(BODY[:300])
+        deadline = own.deadline = Deadline()
+        deadline.begin(LONGEST, 100)
+        assert own.recv(4096) == BODY[:100]
+        with pytest.raises(OSError, match="too long"):
+            own.recv(4096)
+        deadline.lift()
+        assert own.recv(4096) == BODY[100:300]
 
 
 def test_a_blob_that_flows_may_take_longer_than_any_deadline(server: RawServer, client: Client) -> None:
