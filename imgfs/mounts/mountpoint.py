@@ -17,6 +17,7 @@ from imgfs.errors import MountError
 from imgfs.mounts.table import Mount, mount_at
 
 _MTAB = "/etc/mtab"  # fusermount3 reads whose a mount is in it before it unmounts (util/fusermount.c)
+_held: list[int] = []  # directories that are to be mounted on
 
 
 class DirectoryId(NamedTuple):
@@ -28,14 +29,29 @@ class DirectoryId(NamedTuple):
 
 @contextmanager
 def checked_mountpoint(path: Path, *, nonempty: bool) -> Iterator[DirectoryId]:
-    """Check what `check_mountable` does, and hold the directory open until it is mounted on."""
+    """Check what `check_mountable` does, and hold the directory open until it is mounted on.
+
+    Processes that are forked meanwhile do not hold it.
+    """
     fd = _open(path)
+    _held.append(fd)
     try:
         _check_directory(path, fd, nonempty)
         _check_machine()
         yield _id(fd)
     finally:
-        os.close(fd)
+        if fd in _held:
+            _held.remove(fd)
+            os.close(fd)
+
+
+def _let_go() -> None:
+    """Close what is held, in a forked process: a daemon would keep the file system below its mount busy."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def check_mountable(mountpoint: Path, *, nonempty: bool) -> None:

@@ -150,3 +150,11 @@ def test_what_a_path_leads_to_by_then_is_not_mounted_with_other_flags(
     with pytest.raises(MountError, match="symbolic links"):
         remount([theirs.image, str(theirs.path), "-o", "remount,noexec"])
     assert imgfs_mount_at(theirs.precious).flags == shown
+
+
+def test_a_daemon_does_not_hold_the_directory_below_its_mount(imgfs: Imgfs, tmp_path: Path) -> None:
+    """The file system that the directory is on could not be unmounted after a lazy unmount."""
+    at = imgfs.mount(write_image(tmp_path / "layout", [gzipped(LAYER)]))
+    open_files = [os.readlink(file) for file in Path(f"/proc/{imgfs.pid(at)}/fd").iterdir()]
+    assert str(at) not in open_files
+    imgfs.umount(at)
