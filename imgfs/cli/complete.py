@@ -47,8 +47,7 @@ def complete(options: argparse.Namespace) -> int:
 
 
 def _images(options: argparse.Namespace) -> Iterable[str]:
-
-    return (resolution.reference for resolution in open_store(options).resolutions())
+    return (resolution.reference for resolution in open_store(options, writable=False).resolutions())
 
 
 def _mounts(options: argparse.Namespace) -> Iterable[str]:
@@ -61,20 +60,21 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
 def _scratches(options: argparse.Namespace) -> Iterable[str]:
     from imgfs.overlay.scratches import list_scratches
 
-    return (scratch.name for scratch in list_scratches(open_store(options).root) if scratch.name)
+    return (
+        scratch.name for scratch in list_scratches(open_store(options, writable=False).root) if scratch.name
+    )
 
 
 def _containers(options: argparse.Namespace) -> Iterable[str]:
-    from imgfs.cli.options import open_store
     from imgfs.runtime.container_record import containers_in
 
-    return (container.record.name for container in containers_in(open_store(options).root))
+    return (container.record.name for container in containers_in(open_store(options, writable=False).root))
 
 
 def _volumes(options: argparse.Namespace) -> Iterable[str]:
     from imgfs.runtime.named_volumes import volumes_in
 
-    return (volume.name for volume in volumes_in(open_store(options).root))
+    return (volume.name for volume in volumes_in(open_store(options, writable=False).root))
 
 
 def _topics(options: argparse.Namespace) -> Iterable[str]:

@@ -70,7 +70,7 @@ def inspect(options: argparse.Namespace) -> int:
     from imgfs.cli.template import dumped, filled
     from imgfs.runtime.containers import find_container
 
-    root = open_store(options).root
+    root = open_store(options, writable=False).root
     found = [inspected(find_container(root, name)) for name in options.containers]
     if options.format in (None, "json"):
         say(dumped(found))
@@ -85,7 +85,7 @@ def exists(options: argparse.Namespace) -> int:
     from imgfs.cli.options import open_store
     from imgfs.runtime.containers import NoSuchContainer, find_container
 
-    root = open_store(options).root
+    root = open_store(options, writable=False).root
     try:
         for name in options.containers:
             find_container(root, name)

@@ -58,7 +58,7 @@ def logs(options: argparse.Namespace) -> int:
     from imgfs.runtime.containers import find_container
     from imgfs.runtime.output_log import follow_log, read_log
 
-    container = find_container(open_store(options).root, options.container)
+    container = find_container(open_store(options, writable=False).root, options.container)
     if not container.record.detached:
         raise UsageError(f"{container.record.name} was not detached: its output is where it was started")
     follows = options.follow and container.is_running

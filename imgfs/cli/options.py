@@ -150,11 +150,13 @@ def store_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", metavar="DIR", help="the cache directory (default: $IMGFS_STORE)")
 
 
-def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
-    """Return the store that --store or the environment names."""
+def open_store(
+    options: argparse.Namespace, environment: Environment | None = None, *, writable: bool = True
+) -> Store:
+    """Return the store that --store or the environment names; what only lists it does without `writable`."""
     from imgfs.store.store import Store
 
-    return Store(store_root(options, environment))
+    return Store(store_root(options, environment), writable=writable)
 
 
 def store_root(options: argparse.Namespace, environment: Environment | None = None) -> Path:

@@ -99,7 +99,7 @@ def limit(options: argparse.Namespace) -> int:
 
     from imgfs.store.limit import cached
 
-    store = open_store(options)
+    store = open_store(options, writable=options.size is not None)
     freed = 0 if options.size is None else set_limit(store, options.size)
     count, share = store.limit.read(), store.limit.share()
     taken, kept = sum(one.size for one in cached(store.layers())), store.kept()

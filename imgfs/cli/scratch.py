@@ -96,7 +96,7 @@ def ls(options: argparse.Namespace) -> int:
 
     from imgfs.overlay.scratches import list_scratches
 
-    store = open_store(options)
+    store = open_store(options, writable=False)
     found = [_described(scratch) for scratch in list_scratches(store.root)]
     if options.json:
         say(json.dumps([asdict(one) for one in found], indent=2))

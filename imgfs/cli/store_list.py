@@ -11,6 +11,7 @@ from imgfs.cli.output import say, say_table
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from imgfs.store.layer import StoredLayer
     from imgfs.store.store import Resolution, Store
@@ -35,12 +36,14 @@ def ls(options: argparse.Namespace) -> int:
     """List images and layers with their sizes."""
     import json
 
-    store = open_store(options)
+    store = open_store(options, writable=False)
+    layers = [_layer(layer) for layer in store.layers()]
+    disks = {layer.digest: layer.disk for layer in layers}
     found = StoreListing(
         store=str(store.root),
         limit=store.limit.read(),
-        images=[_image(resolution, store) for resolution in store.resolutions()],
-        layers=[_layer(layer) for layer in store.layers()],
+        images=[_image(resolution, store, disks) for resolution in store.resolutions()],
+        layers=layers,
     )
     if options.json:
         say(json.dumps(found.to_json(), indent=2))
@@ -93,16 +96,17 @@ class StoreListing(NamedTuple):
         return {**self._asdict(), "images": images, "layers": known}
 
 
-def _image(resolution: Resolution, store: Store) -> ImageRow:
+def _image(resolution: Resolution, store: Store, disks: Mapping[str, int]) -> ImageRow:
+    """Describe an image; `disks` are the bytes of disk of all layers, by their digests."""
     from imgfs.maintenance.gc import contents_of
 
-    layers = contents_of(resolution, store).layers
+    layers = [str(digest) for digest in contents_of(resolution, store).layers]
     return ImageRow(
         reference=resolution.reference,
         digest=str(resolution.manifest),
         resolved=int(resolution.resolved),
-        layers=[str(digest) for digest in layers],
-        disk=sum(store.layer(digest).disk_usage() for digest in layers),
+        layers=layers,
+        disk=sum(disks.get(digest, 0) for digest in layers),
         tree=store.tree(resolution.manifest) is not None,
     )
 
@@ -122,9 +126,7 @@ def _layer(layer: StoredLayer) -> LayerRow:
         return known._replace(partial=layer.partial())
     with LayerIndex(index) as opened:
         summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
-    flat = layer.flat(size=summary.flat_size, spans=spans)
-    present = flat.count_present() if flat.is_bound_to(bound) else 0
-    flat.close()
+    present = layer.count_present(size=summary.flat_size, spans=spans, binding=bound)
     return known._replace(
         state="indexed",
         format=summary.format,

@@ -63,9 +63,10 @@ def ls(options: argparse.Namespace) -> int:
     """List volumes."""
     from imgfs.runtime.named_volumes import volumes_in
 
+    root = open_store(options, writable=False).root
     if not options.quiet:
         say("DRIVER      VOLUME NAME")
-    for volume in volumes_in(open_store(options).root):
+    for volume in volumes_in(root):
         say(volume.name if options.quiet else f"local       {volume.name}")
     return 0
 

@@ -60,6 +60,26 @@ def read_shape(directory: Path) -> tuple[int, int] | None:
     return (spans, size) if length == FIRST + max(1, spans) and size <= _LARGEST else None
 
 
+def count_present(directory: Path, *, size: int, spans: int, binding: bytes) -> int:
+    """Return how many spans are present in the flat layer in `directory`, without a change to its files.
+
+    Those of another boot count if they were synced. Raises OSError.
+    """
+    try:
+        body = (directory / "presence").read_bytes()
+        is_short = (directory / "flat").stat().st_size < size
+    except FileNotFoundError:
+        return 0
+    header, marks = body[: HEADER.size], body[FIRST : FIRST + spans]
+    if is_short or len(marks) < spans or not header.startswith(MAGIC):
+        return 0
+    _, boot, *shape = HEADER.unpack(header)
+    if shape != [spans, size, binding]:
+        return 0
+    needed = PRESENT if boot == boot_id() else PRESENT | SYNCED
+    return sum(mark & needed == needed for mark in marks)
+
+
 def drop(directory: Path) -> None:
     """Unlink a flat layer's files; processes that have them open keep them. Raises OSError."""
     with _map_locked(directory):

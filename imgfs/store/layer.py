@@ -24,7 +24,7 @@ from imgfs.store.atomic import (
 )
 from imgfs.store.checksum import ChecksumCache, write_checksum
 from imgfs.store.flat import FlatLayer, sweep_pins
-from imgfs.store.flat_files import drop, read_shape
+from imgfs.store.flat_files import count_present, drop, read_shape
 from imgfs.store.partial import PartialBlob
 from imgfs.store.staging import SUFFIX, FlatWriter
 from imgfs.store.times import moment_of
@@ -123,6 +123,11 @@ class StoredLayer:
         return FlatLayer(
             self.directory, size=size, spans=spans, binding=binding, note_written=self.note_written
         )
+
+    def count_present(self, *, size: int, spans: int, binding: bytes) -> int:
+        """Return how many spans of its flat layer are present, by its files alone. Raises StoreError."""
+        with store_errors(self.directory):
+            return count_present(self.directory, size=size, spans=spans, binding=binding)
 
     def evict(self) -> int:
         """Remove what can be fetched again; return the bytes of disk freed. Mounts may go on using the layer.

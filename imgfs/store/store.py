@@ -26,7 +26,7 @@ from imgfs.store.limit import StoreLimit
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
 _OPTIONAL = ("erofs", "scratch", "containers", "archives")  # made when they are needed
-_ELSEWHERE = (errno.EACCES, errno.EROFS)  # what another directory may do without
+_ELSEWHERE: tuple[int, ...] = (errno.EACCES, errno.EROFS)  # what another directory may do without
 _LATEST = 1 << 37  # seconds since the epoch: no clock says more
 NO_PROFILE = "none"  # of access profiles: what the user says to have none
 _EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of an engine's export, and of the lock of the process that writes it
@@ -59,37 +59,45 @@ class Store:
     """The cache directory at `root`, created if it does not exist.
 
     A user who can write to it decides what every mount shows, so it must be this user's own (`owned`), and so
-    must its directories. Raises StoreError.
+    must its directories. Only what lists it may have one that is not `writable`: nothing is made then, and
+    what is not there is empty. Raises StoreError.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, writable: bool = True) -> None:
         self.root = root
         self.limit = StoreLimit(root, self.layers, self.kept)
         self._checksums = ChecksumCache()
-        self._make_root()
-        for path in (root / name for name in _DIRECTORIES):
+        self._open_root(writable=writable)
+        for path in (root / name for name in _DIRECTORIES if writable):
             os.close(open_owned_directory(path, make=True))
-        for path in (root / name for name in _OPTIONAL):
+        for path in (root / name for name in (*_DIRECTORIES, *_OPTIONAL)):
             if os.path.lexists(path):
                 os.close(open_owned_directory(path))
-        self._check_version()
+        self._check_version(writable=writable)
 
-    def _make_root(self) -> None:
-        """Make the directory, or find it writable; raises StoreError that says what else can be done."""
+    def _open_root(self, *, writable: bool) -> None:
+        """Make the directory, or find it usable; raises StoreError that says what else can be done."""
+        what = "no store can be here"
         try:
-            os.close(open_owned_directory(self.root, make=True))
-            reason = _not_writable(self.root)
+            os.close(open_owned_directory(self.root, make=writable))
+            reason = _not_writable(self.root) if writable else ""
+            what = "a store here can be listed only"
         except StoreError as error:
-            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _ELSEWHERE:
+            number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            if number == errno.ENOENT and not writable:
+                return
+            if number not in _ELSEWHERE:
                 raise
-            reason = os.strerror(error.__cause__.errno)
+            reason = os.strerror(number)
         if reason:
             another = "name another directory: --store DIR, or $IMGFS_STORE"
-            raise StoreError(f"{self.root}: {reason}: no store can be here; {another}")
+            raise StoreError(f"{self.root}: {reason}: {what}; {another}")
 
-    def _check_version(self) -> None:
+    def _check_version(self, *, writable: bool) -> None:
         version = self.root / "version"
         if not os.path.lexists(version):
+            if not writable:
+                return
             with atomic_write(version) as path:
                 path.write_text(LAYOUT)
         with store_errors(version):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -167,17 +168,27 @@ def test_check_tells_doubt_from_damage(imgfs: Imgfs) -> None:
 # -- a store that cannot be written to -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def read_only(imgfs: Imgfs, image: str) -> Iterator[Path]:
-    """The store, on a file system that is read-only by now."""
+@contextmanager
+def read_only_store(imgfs: Imgfs) -> Iterator[None]:
+    """Have the store on a file system that is read-only by now."""
     subprocess.run(["mount", "--bind", imgfs.store, imgfs.store], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", imgfs.store], check=True)
-    yield imgfs.store
-    subprocess.run(["umount", "-l", imgfs.store], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", imgfs.store], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", imgfs.store], check=True)
+
+
+@pytest.fixture
+def read_only(imgfs: Imgfs, image: str) -> Iterator[None]:
+    del image  # is written first
+    with read_only_store(imgfs):
+        yield
 
 
 @needs_root
-def test_a_store_that_is_read_only_is_one_line(imgfs: Imgfs, read_only: Path, image: str) -> None:
+@pytest.mark.usefixtures("read_only")
+def test_a_store_that_is_read_only_is_one_line(imgfs: Imgfs, image: str) -> None:
     commands = (
         ("mount", image, imgfs.mountpoint()),
         ("ls", image),
@@ -188,9 +199,36 @@ def test_a_store_that_is_read_only_is_one_line(imgfs: Imgfs, read_only: Path, im
     for words in commands:
         ran = imgfs.run(*words)
         said = ran.complaint()
-        assert said.startswith(f"{imgfs.store}: Read-only file system: "), words
+        assert said.startswith(f"{imgfs.store}: Read-only file system: a store here can be listed only"), (
+            words
+        )
         assert "--store DIR" in said, words
     assert imgfs.ok("store", "path") == f"{imgfs.store}\n"
+
+
+@needs_root
+def test_a_store_that_is_read_only_is_listed_as_before(imgfs: Imgfs, image: str) -> None:
+    """Nothing that lists a store writes to it, not where it was cached either."""
+    imgfs.umount(imgfs.mount(image))
+    imgfs.ok("volume", "create", "kept")
+    commands = (
+        ("store", "ls"),
+        ("store", "ls", "--json"),
+        ("store", "limit"),
+        ("scratch", "ls"),
+        ("volume", "ls"),
+        ("container", "ls", "-a"),
+        ("complete", "images"),
+        ("complete", "volumes"),
+    )
+    before = [imgfs.ok(*words) for words in commands]
+    assert "100 %" in before[0]
+    assert image in before[6]
+    with read_only_store(imgfs):
+        assert [imgfs.ok(*words) for words in commands] == before
+    assert not (imgfs.directory / "none").exists()
+    assert "LAYER" in imgfs.ok("store", "ls", "--store", imgfs.directory / "none")
+    assert not (imgfs.directory / "none").exists()
 
 
 @needs_root

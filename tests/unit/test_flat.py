@@ -19,7 +19,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.store.flat import FlatLayer
-from imgfs.store.flat_files import PRESENT, SYNCED
+from imgfs.store.flat_files import PRESENT, SYNCED, count_present
 from imgfs.store.staging import IN_MEMORY, FlatWriter, SpanBuffer
 from tests.support.children import Child
 
@@ -82,6 +82,32 @@ def pretend_reboot(directory: Path) -> None:
 def flat(tmp_path: Path) -> Iterator[FlatLayer]:
     with closing(open_flat(tmp_path)) as flat:
         yield flat
+
+
+def test_spans_are_counted_without_a_change(tmp_path: Path) -> None:
+    binding = bytes(range(24))
+
+    def counted(size: int = SIZE, spans: int = SPANS, bound: bytes = binding) -> int:
+        return count_present(tmp_path, size=size, spans=spans, binding=bound)
+
+    assert counted() == 0
+    with closing(FlatLayer(tmp_path, size=SIZE, spans=SPANS, binding=binding)) as flat:
+        fill(flat, 0, 1)
+        assert counted() == 2
+        flat.sync()
+        fill(flat, 2)
+        assert (counted(), counted(size=SIZE + 1), counted(spans=SPANS - 1), counted(bound=bytes(24))) == (
+            3,
+            0,
+            0,
+            0,
+        )
+    pretend_reboot(tmp_path)
+    before = (tmp_path / "presence").read_bytes()
+    assert counted() == 2  # the third was not synced
+    assert (tmp_path / "presence").read_bytes() == before
+    os.truncate(tmp_path / "flat", SIZE - 1)
+    assert counted() == 0
 
 
 def test_nothing_is_there_at_first(flat: FlatLayer) -> None:
