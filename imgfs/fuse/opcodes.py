@@ -63,6 +63,7 @@ class NotifyCode(enum.IntEnum):
     """What the file system tells the kernel unasked (FUSE_NOTIFY_*)."""
 
     INVALIDATE_INODE = 2
+    INVALIDATE_ENTRY = 3
     STORE = 4  # bytes of a file for the page cache
     RESEND = 7  # 7.40: send what was read and has not been answered again, its number marked by RESENT
 

@@ -106,6 +106,7 @@ INIT_MORE = struct.Struct("=16xI")  # … and since 7.36 its upper 32 bits
 # …, background, congestion, largest write, ns of time, pages, alignment of maps, upper 32 bits of InitFlag
 INIT_OUT = struct.Struct("=4I2H2I2HI28x")
 INTERRUPT_IN = struct.Struct("=Q")  # fuse_interrupt_in: the number of the request that is interrupted
+INVALIDATE_ENTRY_OUT = struct.Struct("=Q2I")  # fuse_notify_inval_entry_out: parent, length of the name, flags
 INVALIDATE_INODE_OUT = struct.Struct("=Q2q")  # fuse_notify_inval_inode_out: ino, offset (-1: no data), length
 STORE_OUT = struct.Struct("=2QI4x")  # fuse_notify_store_out: ino, offset, size; the bytes come next
 READ_IN = struct.Struct("=2QI")  # fuse_read_in begins with: handle, offset, size

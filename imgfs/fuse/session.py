@@ -36,6 +36,7 @@ from imgfs.fuse.protocol import (
     HEAD,
     HEAD_SIZE,
     INTERRUPT_IN,
+    INVALIDATE_ENTRY_OUT,
     INVALIDATE_INODE_OUT,
     STORE_OUT,
     Head,
@@ -314,6 +315,14 @@ class Session:
     def _forget_pages(self, inos: Iterable[int]) -> None:
         for ino in inos:
             self.write_back(ino)
+
+    def forget_name_soon(self, parent: int, name: bytes) -> None:
+        """Have the kernel look a name up anew, in another thread; an inode that nothing else holds goes."""
+        try_thread(partial(self._forget_name, parent, name), "imgfs-names")
+
+    def _forget_name(self, parent: int, name: bytes) -> None:
+        body = INVALIDATE_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), NotifyCode.INVALIDATE_ENTRY, 0), body)
 
     def write_back(self, ino: int) -> None:
         """Have the kernel write back a file's dirty pages and drop all its pages. For a thread of its own.

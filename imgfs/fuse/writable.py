@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from imgfs.errors import is_full
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.namespace import UPPER_HANDLE, WRITING, NamespaceOperations
 from imgfs.fuse.once import Once
@@ -184,7 +185,19 @@ class WritableOperations:
         node = self._nodes.get(ino)
         if node is not None:
             self._overlay.release(node, opened=bool(handle & UPPER_HANDLE), writes=bool(handle & WRITING))
+            if node.overstated and not node.writers:
+                self._correct_size(node)
         return _DONE
+
+    def _correct_size(self, node: UpperNode) -> None:
+        """Have the kernel drop a file of which it counts lost bytes, as NULs, once no process writes to it.
+
+        With a write-back cache the kernel takes no word of a file's size (fs/fuse/inode.c,
+        fuse_get_cache_mask), but it has no inode without a name or an open file, and a new one is told.
+        """
+        node.overstated = False
+        if self._privileges.session and node.parent is not None and node.anchor is None:
+            self._privileges.session.forget_name_soon(node.parent.ino, node.name)
 
     def forget(self, ino: int, count: int) -> None:
         """Drop references that the kernel held to a file."""
@@ -302,6 +315,8 @@ class WritableOperations:
         except OSError as error:
             if flags & WriteFlag.CACHE:
                 self._failed(node, error)
+                if is_full(error):  # close(2) knows ENOSPC, and has EIO for all else (mapping_set_error)
+                    raise FUSEError(errno.ENOSPC) from error
             raise
         if shown_ns is not None:  # the kernel has its own time of that write(2), and sends it if it has moved
             self._union.ctimes.keep(node, os.fstat(fd).st_ctime_ns, shown_ns)
@@ -316,7 +331,7 @@ class WritableOperations:
         goes on writing would not learn of it. Before each write the kernel checks the mode; with that
         invalidated it asks by GETATTR, which fails (fs/fuse/file.c, fuse_cache_write_iter).
         """
-        node.failed = error.errno or errno.EIO
+        node.failed, node.overstated = error.errno or errno.EIO, True
         if self._privileges.session:
             self._privileges.session.invalidate_attributes_soon(node.ino)
 

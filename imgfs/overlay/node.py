@@ -112,6 +112,7 @@ class UpperNode:
     )
     before_fill: BeforeFill | None = None  # while its data is copied up
     failed: int | None = None  # errno of what the kernel had gathered and could not be written: see `failure`
+    overstated: bool = False  # the kernel counts bytes in its size that could not be written
 
     @property
     def is_directory(self) -> bool:

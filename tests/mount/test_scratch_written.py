@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -19,7 +20,7 @@ import pytest
 
 from tests.support import tarmake as tar
 from tests.support.children import Child
-from tests.support.mounted import Account, Imgfs, caches_kept, drop_caches, gzipped, write_image
+from tests.support.mounted import Account, Imgfs, caches_kept, drop_caches, gzipped, until, write_image
 from tests.support.patience import allowed
 from tests.support.posix_places import by, fails
 
@@ -109,6 +110,68 @@ def test_what_has_no_room_is_said_to_be_lost_and_all_else_is_there_after_a_remou
     at = mount(*options)
     for name in kept:
         assert (at / name).read_bytes() == name[-1].encode() * SIZE
+    imgfs.umount(at)
+
+
+@pytest.fixture
+def quota(tmp_path: Path) -> Iterator[Path]:
+    """A directory that may take ROOM bytes of a larger disk, whoever writes."""
+    if "\tbtrfs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no btrfs, whose quotas hold for root, too")
+    (tmp_path / "image").touch()
+    os.truncate(tmp_path / "image", 512 << 20)
+    (tmp_path / "quota").mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", tmp_path / "image"], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", tmp_path / "image", tmp_path / "quota"], check=True)
+    limited = tmp_path / "quota/limited"
+    for words in (
+        ("quota", "enable", limited.parent),
+        ("subvolume", "create", limited),
+        ("qgroup", "limit", str(ROOM), limited),
+    ):
+        subprocess.run(["btrfs", *words], check=True, capture_output=True)
+    yield limited
+    subprocess.run(["umount", "-l", tmp_path / "quota"], check=True)
+
+
+def append(path: Path, more: int) -> int:
+    """Write to the end of a file; the errno of the first call that fails, 0 if none does."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        while more > 0:
+            more -= os.write(fd, b"y" * min(more, 100_001))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        return error.errno or 0
+    try:
+        os.close(fd)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+@pytest.mark.parametrize("kind", ["disk", "quota"])
+@pytest.mark.parametrize("options", [(), ("--write-through",)], ids=["gathered", "through"])
+def test_what_was_appended_and_is_lost_leaves_no_zeros(
+    imgfs: Imgfs, request: pytest.FixtureRequest, kind: str, options: tuple[str, ...]
+) -> None:
+    """The kernel has counted it, and would go on behind it."""
+    place: Path = request.getfixturevalue(kind)
+    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    at = imgfs.mount(image, "--rw", "--scratch", f"{place}/scratch/", *options)
+    (at / "log").write_bytes(b"x" * 3_000_000)
+    (at / "room").write_bytes(bytes(1_000_000))
+    there = append(at / "log", ROOM)
+    assert there == (errno.EDQUOT if (kind, options) == ("quota", ("--write-through",)) else errno.ENOSPC)
+    true = place / "scratch/upper/log"
+    until(lambda: (at / "log").stat().st_size == true.stat().st_size, "the size is that of what was written")
+    assert 3_000_000 < true.stat().st_size < 3_000_000 + ROOM
+    (at / "room").unlink()
+    until(lambda: append(at / "log", 1000) == 0, "there is room for more")
+    drop_caches()
+    body = (at / "log").read_bytes()
+    assert body == b"x" * 3_000_000 + b"y" * (len(body) - 3_000_000)
     imgfs.umount(at)
 
 
