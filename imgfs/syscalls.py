@@ -3,7 +3,7 @@
     files       openat2(2), renameat2(2), syncfs(2), utimensat(2) of the access time alone, fallocate(2),
                 statx(2) of the time of birth
     mounts      fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2), umount2(2)
-    processes   unshare(2), setns(2) by a pidfd, prctl(2), ioprio_get(2), ioprio_set(2)
+    processes   unshare(2), setns(2) by a pidfd, pidfd_getfd(2), prctl(2), ioprio_get(2), ioprio_set(2)
 
 Each raises OSError with the kernel's errno, as `os` does. Constants have the kernel's names.
 """
@@ -42,7 +42,7 @@ _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = (
     432,
 )  # the same on every architecture
 
-_SYS_OPENAT2 = 437
+_SYS_OPENAT2, _SYS_PIDFD_GETFD = 437, 438
 _SYS_IOPRIO_SET = {  # by uname(2)'s name of the architecture; that of ioprio_get is the next
     "x86_64": 251,
     "aarch64": 30,
@@ -120,6 +120,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kinds: int) -> None:
     """Move this process, of one thread, into namespaces of the process of a pidfd; `kinds` are CLONE_NEW*."""
     _check(_libc.setns(fd, kinds), "setns")
+
+
+def copy_descriptor(process: int, fd: int) -> int:
+    """Return a descriptor, close-on-exec, of what the process of a pidfd has open as `fd`."""
+    return _syscall(_SYS_PIDFD_GETFD, process, fd, 0)
 
 
 def open_in_root(top: int, path: str, flags: int) -> int:

@@ -208,8 +208,30 @@ def _serves(pid: int, minor: str) -> bool:
             if os.readlink(f"{place}/fd/{fd}") == "/dev/fuse":
                 lines = Path(f"{place}/fdinfo/{fd}").read_text().split()
                 if ["fuse_connection:", minor] in [lines[at : at + 2] for at in range(len(lines))]:
-                    return True
+                    return _is_connected(pid, int(fd))
     return False
+
+
+def _is_connected(pid: int, fd: int) -> bool:
+    """Return False if a process's /dev/fuse is that of a mount that is gone: its number may be another's now.
+
+    True if that cannot be seen (pidfd_getfd(2), which takes the right to trace it).
+    """
+    with suppress(OSError):
+        from imgfs.syscalls import copy_descriptor  # here: it takes ctypes
+
+        process = os.pidfd_open(pid)
+        try:
+            copy = copy_descriptor(process, fd)
+        finally:
+            os.close(process)
+        try:
+            asking = select.poll()
+            asking.register(copy, 0)
+            return not any(events & select.POLLERR for _, events in asking.poll(0))  # fuse_dev_poll
+        finally:
+            os.close(copy)
+    return True
 
 
 def _status_of(mount: Mount) -> Callable[[], bytes]:

@@ -17,7 +17,7 @@ import pytest
 
 from imgfs.mounts import status_client as asking_module
 from imgfs.mounts import unmount as unmount_module
-from imgfs.mounts.status_client import DaemonSilent, is_killed_process, read_status, read_statuses
+from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_killed_process, read_status, read_statuses
 from imgfs.mounts.table import Mount, imgfs_mount_at, mount_at
 from imgfs.status import MountStatus
 from tests.support import tarmake as tar
@@ -104,6 +104,20 @@ def test_a_stopped_daemons_mount_is_taken_away_lazily(
     until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
     imgfs.gone(at)
     imgfs.umount(imgfs.mount(image))
+
+
+@pytest.mark.drivers("fuse")
+def test_a_stopped_daemon_of_a_mount_that_is_gone_is_not_that_of_a_new_one(imgfs: Imgfs, image: str) -> None:
+    """The number of its device is used again."""
+    at = imgfs.mount(image)
+    before, pid = imgfs_mount_at(at), imgfs.pid(at)
+    assert daemon_of(before) == pid
+    with stopped(pid):
+        assert imgfs.ok("umount", "-l", at, timeout=BOUND) == ""
+        until(lambda: daemon_of(before) is None, "the connection has ended")
+        assert is_alive(pid)
+    until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
+    imgfs.gone(at)
 
 
 @pytest.mark.drivers("fuse")
