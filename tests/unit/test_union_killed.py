@@ -13,10 +13,10 @@ import pickle
 import stat
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,7 +26,8 @@ from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.reader import Tree
 from tests.support import tarmake as tar
-from tests.support.layers import merged
+from tests.support.children import code_of
+from tests.support.layers import write_tree
 from tests.support.union_fuse import CHANGING, NEEDING_ROOM, Fuse, FusedUpper
 from tests.support.union_sights import Sight, TarBytes, find, ino, overlay_of, place, sights
 
@@ -47,7 +48,7 @@ LAYER = tar.archive(
     tar.file("f", b"alone", mtime_ns=10),
 )
 OWNER = Owner(5, 6, 0o644)
-FINISHED, FAILED = 0, 1
+FINISHED, FAILED, KILLED = 0, 8, 9
 
 Act = Callable[[Overlay], object]
 State = dict[bytes, Sight]
@@ -140,8 +141,15 @@ CASES: dict[str, tuple[Act, Act]] = {
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    with merged(tmp_path_factory.mktemp("tree"), LAYER) as tree:
+def tree_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tree")
+    write_tree(directory / "tree", [LAYER], directory)
+    return directory / "tree"
+
+
+@pytest.fixture(scope="module")
+def tree(tree_at: Path) -> Iterator[Tree]:
+    with Tree(tree_at) as tree:
         yield tree
 
 
@@ -165,18 +173,10 @@ def whole(tree: Tree, case: str, scratch: Path) -> tuple[State, State]:
     return before, after
 
 
-def attempt(tree: Tree, case: str, scratch: Path, make_fuse: Callable[[], Fuse]) -> int:
-    """Change in a child with a fuse; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = _change(tree, case, scratch, make_fuse())
-        except BaseException:  # noqa: BLE001 (told by the child, as the parent knows only its exit code)
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def attempt(tree: Path, case: str, scratch: Path, make_fuse: Callable[[], Fuse]) -> NoReturn:
+    """Change in a process with a fuse, and end it with what `_change` returns."""
+    with Tree(tree) as opened:
+        os._exit(_change(opened, case, scratch, make_fuse()))
 
 
 def _change(tree: Tree, case: str, scratch: Path, fuse: Fuse) -> int:
@@ -198,7 +198,7 @@ def _change(tree: Tree, case: str, scratch: Path, fuse: Fuse) -> int:
 
 
 def _die() -> None:
-    os._exit(9)
+    os._exit(KILLED)
 
 
 def _refuse() -> None:
@@ -228,25 +228,29 @@ def _fields(found: Sight | None, right: Sight | None) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kill_at_any_step_leaves_all_of_a_change_or_nothing(case: str, tree: Tree, tmp_path: Path) -> None:
+def test_a_kill_at_any_step_leaves_all_of_a_change_or_nothing(
+    case: str, tree: Tree, tree_at: Path, tmp_path: Path
+) -> None:
     states = whole(tree, case, tmp_path / "whole")
     for step in itertools.count(1):
         scratch = tmp_path / f"{step}"
-        code = attempt(tree, case, scratch, partial(Fuse, step, CHANGING, _die))
+        code = code_of(attempt, tree_at, case, scratch, partial(Fuse, step, CHANGING, _die))
         assert different(seen(tree, scratch), *states) == [], f"killed before step {step}"
         assert os.listdir(scratch / "work/imgfs") == []
         if code == FINISHED:
             break
-        assert code == 9
+        assert code == KILLED
     assert step > 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_change_that_fails_for_want_of_room_is_done_or_not(case: str, tree: Tree, tmp_path: Path) -> None:
+def test_a_change_that_fails_for_want_of_room_is_done_or_not(
+    case: str, tree: Tree, tree_at: Path, tmp_path: Path
+) -> None:
     states = whole(tree, case, tmp_path / "whole")
     for step in itertools.count(1):
         scratch = tmp_path / f"{step}"
-        code = attempt(tree, case, scratch, partial(Fuse, step, NEEDING_ROOM, _refuse))
+        code = code_of(attempt, tree_at, case, scratch, partial(Fuse, step, NEEDING_ROOM, _refuse))
         if code == FINISHED:
             break
         assert code == FAILED, f"step {step}"
