@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from imgfs import syscalls
 from imgfs.mounts.table import RUNTIME, mounts
 from tests.support.fault_server import FaultServer
-from tests.support.huge_pages import collapse
+from tests.support.huge_pages import collapse, give_back
 from tests.support.mounted import NOBODY, Imgfs, command_line, processes_of_tests
 from tests.support.patience import allowed
 
@@ -88,6 +88,16 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     collapse()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_large_is_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let go of what the module's functions have made once for all its tests (functools.cache)."""
+    yield
+    for made in vars(request.module).values():
+        if hasattr(made, "cache_clear") and made.__module__ == request.module.__name__:
+            made.cache_clear()
+    give_back()
 
 
 @pytest.fixture(scope="session", autouse=True)

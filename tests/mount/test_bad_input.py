@@ -67,36 +67,43 @@ def spoiled_header() -> Stored:
     return plain(LAYER[: second + 148] + b"7777777\0" + LAYER[second + 156 :])
 
 
-BAD_LAYERS: dict[str, tuple[Stored, str]] = {
-    "another blob than its digest": (plain(LAYER)._replace(digest=WRONG), "layer 2: layer blob: expected"),
-    "another DiffID": (gzipped(LAYER)._replace(diff_id=WRONG), "(DiffID): expected"),
-    "a flipped byte": (spoiled(plain(LAYER), 50_000, honest=False), "layer 2: layer blob: expected"),
-    "a flipped byte in gzip": (spoiled(gzipped(LAYER), 50_000, honest=False), "expected"),
+BAD_LAYERS: dict[str, tuple[Callable[[], Stored], str]] = {
+    "another blob than its digest": (
+        lambda: plain(LAYER)._replace(digest=WRONG),
+        "layer 2: layer blob: expected",
+    ),
+    "another DiffID": (lambda: gzipped(LAYER)._replace(diff_id=WRONG), "(DiffID): expected"),
+    "a flipped byte": (lambda: spoiled(plain(LAYER), 50_000, honest=False), "layer 2: layer blob: expected"),
+    "a flipped byte in gzip": (lambda: spoiled(gzipped(LAYER), 50_000, honest=False), "expected"),
     "a blob too short": (
-        Stored(LAYER[:-2048], sha256(LAYER), digest=sha256(LAYER), size=len(LAYER)),
+        lambda: Stored(LAYER[:-2048], sha256(LAYER), digest=sha256(LAYER), size=len(LAYER)),
         "expected",
     ),
-    "a blob too long": (Stored(LAYER + bytes(512), sha256(LAYER), size=len(LAYER)), "expected"),
+    "a blob too long": (lambda: Stored(LAYER + bytes(512), sha256(LAYER), size=len(LAYER)), "expected"),
     "gzip that ends in the middle": (
-        gzipped(LAYER)._replace(blob=gzipped(LAYER).blob[:500_000]),
+        lambda: gzipped(LAYER)._replace(blob=gzipped(LAYER).blob[:500_000]),
         "",
     ),
-    "gzip that is corrupt in the middle": (spoiled(gzipped(LAYER), 500_000, honest=True), ""),
-    "gzip with rubbish behind it": (gzipped(LAYER)._replace(blob=gzipped(LAYER).blob + b"rubbish" * 9), ""),
-    "zstd that ends in the middle": (zstd(LAYER)._replace(blob=zstd(LAYER).blob[:500_000]), ""),
-    "zstd that is corrupt in the middle": (spoiled(zstd(LAYER, 1 << 18), 500_000, honest=True), ""),
-    "tar that ends inside a file": (plain(LAYER[:600_000]), "truncated"),
-    "tar that ends inside a header": (plain(LAYER[:1300]), ""),
-    "tar with a wrong header in the middle": (spoiled_header(), "checksum"),
-    "no tar at all": (plain(NOISE), ""),
-    "text": (gzipped(b"<html>404</html>" * 1000), ""),
-    "nothing": (plain(b"")._replace(blob=b"", diff_id=sha256(b"x")), "expected"),
+    "gzip that is corrupt in the middle": (lambda: spoiled(gzipped(LAYER), 500_000, honest=True), ""),
+    "gzip with rubbish behind it": (
+        lambda: gzipped(LAYER)._replace(blob=gzipped(LAYER).blob + b"rubbish" * 9),
+        "",
+    ),
+    "zstd that ends in the middle": (lambda: zstd(LAYER)._replace(blob=zstd(LAYER).blob[:500_000]), ""),
+    "zstd that is corrupt in the middle": (lambda: spoiled(zstd(LAYER, 1 << 18), 500_000, honest=True), ""),
+    "tar that ends inside a file": (lambda: plain(LAYER[:600_000]), "truncated"),
+    "tar that ends inside a header": (lambda: plain(LAYER[:1300]), ""),
+    "tar with a wrong header in the middle": (lambda: spoiled_header(), "checksum"),
+    "no tar at all": (lambda: plain(NOISE), ""),
+    "text": (lambda: gzipped(b"<html>404</html>" * 1000), ""),
+    "nothing": (lambda: plain(b"")._replace(blob=b"", diff_id=sha256(b"x")), "expected"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_LAYERS)
 def test_a_layer_that_is_broken_is_refused_and_named(imgfs: Imgfs, tmp_path: Path, kind: str) -> None:
-    stored, expected = BAD_LAYERS[kind]
+    made, expected = BAD_LAYERS[kind]
+    stored = made()
     image = write_image(tmp_path / "layout", [gzipped(tar.archive(tar.file("good"))), stored])
     said = imgfs.run("ls", image).complaint()
     assert expected in said

@@ -22,7 +22,7 @@ from imgfs.kernel.passthrough import Passthrough
 from imgfs.mounts.table import RUNTIME, mount_at, mounts
 from imgfs.store.store import Store
 from tests.mount.test_mount import NOISE, highest, lowest, middle
-from tests.mount.test_registry import GONE, LAYER
+from tests.mount.test_registry import GONE, image_layer, packed_layer
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import (
@@ -71,7 +71,7 @@ def kernel(imgfs: Imgfs) -> Imgfs:
 
 @pytest.fixture
 def image(tmp_path: Path) -> str:
-    return write_image(tmp_path / "layout", [gzipped(LAYER), plain(TORN)])
+    return write_image(tmp_path / "layout", [packed_layer(), plain(TORN)])
 
 
 def runtime_directories(pid: int) -> list[Path]:
@@ -250,7 +250,7 @@ def test_a_file_that_is_open_is_read_on_when_the_daemon_is_gone_and_all_is_evict
 
 
 def test_a_layer_is_served_as_long_as_only_a_registry_vouches_for_its_index(tmp_path: Path) -> None:
-    made = offering(tmp_path / "theirs", [gzipped(LAYER)])
+    made = offering(tmp_path / "theirs", [packed_layer()])
     made.refer()
     store = Store(tmp_path / "mine")
     resolved, _ = prepared(made.source, store)
@@ -262,7 +262,7 @@ def test_a_layer_is_served_as_long_as_only_a_registry_vouches_for_its_index(tmp_
         Verifier(image, store).verify_complete()
         passthrough = Passthrough.pin(image.content.layers)
         assert passthrough.files[0]
-        assert passthrough.files[0].read_bytes() == LAYER
+        assert passthrough.files[0].read_bytes() == image_layer()
         passthrough.release()
         assert not passthrough.files[0].exists()
 
@@ -320,12 +320,12 @@ def test_only_one_process_writes_a_tree_and_none_that_is_gone(imgfs: Imgfs, imag
     assert path
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        write(digest, [len(LAYER), len(TORN)], store)
+        write(digest, [len(image_layer()), len(TORN)], store)
     assert not (imgfs.store / "erofs").exists()
-    write(digest, [len(LAYER), len(TORN)], store)
+    write(digest, [len(image_layer()), len(TORN)], store)
     assert len(list((imgfs.store / "erofs").iterdir())) == 1
     store.remove_tree(digest)
-    write(digest, [len(LAYER), len(TORN)], store)
+    write(digest, [len(image_layer()), len(TORN)], store)
     assert list((imgfs.store / "erofs").iterdir()) == []
 
 
@@ -352,7 +352,7 @@ def test_auto_is_fuse_where_the_kernel_cannot_and_the_log_says_why(
 
 def test_auto_is_fuse_if_the_kernel_refuses_at_the_last_moment(imgfs: Imgfs, tmp_path: Path) -> None:
     """An upper directory on a file system that overlayfs cannot have one on."""
-    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    image = write_image(tmp_path / "layout", [packed_layer()])
     imgfs.driver = "auto"
     below = imgfs.mount(image, "--rw", at=imgfs.mountpoint("below"))
     over = f"lowerdir={below},upperdir={imgfs.mountpoint('u')},workdir={imgfs.mountpoint('w')}"
@@ -373,7 +373,7 @@ def test_auto_is_fuse_if_the_kernel_refuses_at_the_last_moment(imgfs: Imgfs, tmp
 
 
 def test_an_ordinary_user_is_told_who_may(nobody: Imgfs, open_path: Path) -> None:
-    image = write_image(open_path / "layout", [gzipped(LAYER)])
+    image = write_image(open_path / "layout", [packed_layer()])
     nobody.expected.append("ERROR imgfs.daemonize: only root may")
     ran = nobody.run("mount", "--driver=kernel", image, nobody.mountpoint())
     assert "only root may mount EROFS" in ran.complaint()
@@ -461,7 +461,7 @@ def test_a_mount_whose_registry_is_gone_fails_reads_in_time_and_recovers(
 ) -> None:
     kernel.expected.append(GONE)
     with Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [gzipped(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [packed_layer()], wire.host)
         at = kernel.mount(image, "--read-timeout", "2")
         kernel.evict(image)
         getattr(wire, how)()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from tests.support.patience import allowed
 pytestmark = pytest.mark.kernel
 
 SPAN = 1 << 20  # flat bytes: where a layer is cut, or soon after that in a gzip member
-BODY = random.Random(15).randbytes(28 * SPAN)
-ARCHIVE = tar.archive(tar.file("model", BODY))
+
+
+@cache
+def model_bytes() -> bytes:
+    return random.Random(15).randbytes(28 * SPAN)
+
+
+@cache
+def model_layer() -> bytes:
+    return tar.archive(tar.file("model", model_bytes()))
+
+
 # Spans, in all less than the third of a layer after which the rest of it comes.
 TOUCHED = {"mapped": (5, 19), "mapped, advised": (11, 2), "read": (25, 8), "read, advised": (14, 22)}
 # In a process of its own: a page fault holds the interpreter's lock, which the registry needs.
@@ -39,7 +50,7 @@ for at in map(int, places):
 
 @pytest.fixture(params=[plain, gzipped], ids=["tar", "gzip"])
 def layer(request: pytest.FixtureRequest) -> Stored:
-    stored: Stored = request.param(ARCHIVE)
+    stored: Stored = request.param(model_layer())
     return stored
 
 
@@ -62,15 +73,15 @@ def test_a_large_file_read_in_sequence_comes_once_and_stays_with_the_kernel(
     imgfs: Imgfs, model: Path, layer: Stored
 ) -> None:
     with caches_kept():
-        assert model.read_bytes() == BODY
+        assert model.read_bytes() == model_bytes()
         served = imgfs.status(model.parent)["bytes_served"]
-        assert model.read_bytes() == BODY
+        assert model.read_bytes() == model_bytes()
         again = imgfs.status(model.parent)["bytes_served"] - served
-        assert again < len(BODY) // 100  # pages that the kernel had other uses for
+        assert again < len(model_bytes()) // 100  # pages that the kernel had other uses for
     found = layer_of(imgfs, model)
     assert found["bytes_fetched"] == pytest.approx(len(layer.blob), abs=1 << 16)  # a byte may be in two spans
     assert found["brought"]["miss"]["spans"] <= 3
-    assert found["requests"] <= len(BODY) // SPAN + 1
+    assert found["requests"] <= len(model_bytes()) // SPAN + 1
 
 
 def test_what_is_touched_at_random_comes_and_nothing_beside_it(imgfs: Imgfs, model: Path) -> None:
@@ -78,6 +89,6 @@ def test_what_is_touched_at_random_comes_and_nothing_beside_it(imgfs: Imgfs, mod
         places = [number * SPAN + SPAN // 2 for number in spans]
         command = [sys.executable, "-c", TOUCH, str(model), how, *map(str, places)]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=allowed(30)).stdout
-        assert found == b"".join(BODY[at : at + 9] for at in places)
+        assert found == b"".join(model_bytes()[at : at + 9] for at in places)
         layer = layer_of(imgfs, model)
         assert (how, layer["spans_touched"], layer["spans_present"]) == (how, 2 * count, 2 * count)

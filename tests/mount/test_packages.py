@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ from tests.support.mounted import gzipped, plain, serve, write_image
 from tests.support.rpm_databases import header, ndb, sqlite_database
 
 DEB = b"Package: %s\nStatus: install ok installed\nArchitecture: amd64\nVersion: %s\n\n"
-LOWER = tar.archive(
-    tar.file("usr/lib/os-release", b'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n'),
-    tar.symlink("etc/os-release", "../usr/lib/os-release"),
-    tar.file("var/lib/dpkg/status", DEB % (b"base", b"1:2.0+b1")),
-    tar.file("var/lib/dpkg/info/base.list", b"/usr\n"),
-    tar.file("var/lib/dpkg/status.d/tz", b"Package: tzdata\nVersion: 2024a\nArchitecture: all\n"),
-    tar.file("var/lib/dpkg/status.d/tz.md5sums", b"Package: no\nVersion: no\n"),
-    tar.file("usr/share/big", noise(1, 6 << 20)),
-)
+
+
+@cache
+def lower_layer() -> bytes:
+    return tar.archive(
+        tar.file("usr/lib/os-release", b'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n'),
+        tar.symlink("etc/os-release", "../usr/lib/os-release"),
+        tar.file("var/lib/dpkg/status", DEB % (b"base", b"1:2.0+b1")),
+        tar.file("var/lib/dpkg/info/base.list", b"/usr\n"),
+        tar.file("var/lib/dpkg/status.d/tz", b"Package: tzdata\nVersion: 2024a\nArchitecture: all\n"),
+        tar.file("var/lib/dpkg/status.d/tz.md5sums", b"Package: no\nVersion: no\n"),
+        tar.file("usr/share/big", noise(1, 6 << 20)),
+    )
+
+
 UPPER = tar.archive(
     tar.file("var/lib/dpkg/status", DEB % (b"base", b"1:2.0+b1") + DEB % (b"curl", b"7")),
     tar.file("var/lib/dpkg/info/curl:amd64.list", b"/usr\n"),
@@ -67,7 +74,7 @@ def listed(text: str) -> list[tuple[str, str, str, int]]:
 
 
 def test_every_manager_is_asked_and_each_layer_named(tmp_path: Path, capfd: Capture) -> None:
-    name = write_image(tmp_path / "layout", [gzipped(LOWER), plain(UPPER)])
+    name = write_image(tmp_path / "layout", [gzipped(lower_layer()), plain(UPPER)])
     out, err = run(capfd, tmp_path / "store", "--json", name)
     assert listed(out) == FOUND
     assert json.loads(out)["distribution"] == {"id": "debian", "version": "12", "name": "Debian 12"}
@@ -82,7 +89,7 @@ def test_every_manager_is_asked_and_each_layer_named(tmp_path: Path, capfd: Capt
 
 def test_only_metadata_is_fetched(tmp_path: Path, capfd: Capture) -> None:
     with FaultServer() as server:
-        name = serve(server, "app", "v1", [gzipped(LOWER), gzipped(UPPER)])
+        name = serve(server, "app", "v1", [gzipped(lower_layer()), gzipped(UPPER)])
         size = sum(map(len, server.blobs.values()))
         assert main(["index", "push", "--store", str(tmp_path / "first"), name]) == 0
         capfd.readouterr()
@@ -124,7 +131,7 @@ def checked_bom(text: str) -> dict[str, Any]:
 
 
 def test_a_bill_of_materials_keeps_the_rules_and_is_the_same_again(tmp_path: Path, capfd: Capture) -> None:
-    name = write_image(tmp_path / "layout", [gzipped(LOWER), plain(UPPER)])
+    name = write_image(tmp_path / "layout", [gzipped(lower_layer()), plain(UPPER)])
     text = run(capfd, tmp_path / "store", "--cyclonedx", name)[0]
     bom = checked_bom(text)
     assert [one["purl"] for one in bom["components"][1:4]] == [

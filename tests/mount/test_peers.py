@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,29 @@ from tests.support.tocmake import chunked_layer, estargz_layer
 pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse")]
 
 CHANCE = random.Random(8)
-FILES = {
-    "usr/share/prose": prose(3_000_000, 1),
-    "usr/share/noise": CHANCE.randbytes(1_500_000),
-    "opt/zstd": CHANCE.randbytes(700_000),
-    "srv/plain": CHANCE.randbytes(600_000),
-}
-LAYERS = [
-    gzipped(tar.archive(*(tar.file(name, FILES[name]) for name in ("usr/share/prose", "usr/share/noise")))),
-    zstd(tar.archive(tar.file("opt/zstd", FILES["opt/zstd"])), 300_000),
-    plain(tar.archive(tar.file("srv/plain", FILES["srv/plain"]))),
-]
+
+
+@cache
+def image_files() -> dict[str, bytes]:
+    return {
+        "usr/share/prose": prose(3_000_000, 1),
+        "usr/share/noise": CHANCE.randbytes(1_500_000),
+        "opt/zstd": CHANCE.randbytes(700_000),
+        "srv/plain": CHANCE.randbytes(600_000),
+    }
+
+
+@cache
+def image_layers() -> list[Stored]:
+    return [
+        gzipped(
+            tar.archive(
+                *(tar.file(name, image_files()[name]) for name in ("usr/share/prose", "usr/share/noise"))
+            )
+        ),
+        zstd(tar.archive(tar.file("opt/zstd", image_files()["opt/zstd"])), 300_000),
+        plain(tar.archive(tar.file("srv/plain", image_files()["srv/plain"]))),
+    ]
 
 
 @pytest.fixture
@@ -51,7 +64,7 @@ def second(tmp_path: Path) -> Iterator[Imgfs]:
 
 def published(imgfs: Imgfs, server: FaultServer) -> str:
     """An image whose indexes are published, and which the first store has."""
-    image = serve(server, "app", "v1", LAYERS)
+    image = serve(server, "app", "v1", image_layers())
     imgfs.ok("index", "push", image)
     return image
 
@@ -78,9 +91,9 @@ def test_a_second_machine_reads_all_layers_from_the_first(
     server.log.clear()
     with peer(imgfs.store) as url:
         at = second.mount(image, "--peers", url)
-        assert contents(at) == FILES
+        assert contents(at) == image_files()
         assert from_peers(second, at) == [True, True, True]
-    assert layer_requests(server, LAYERS) == 0
+    assert layer_requests(server, image_layers()) == 0
 
 
 @needs_openssl
@@ -99,13 +112,13 @@ def test_peers_of_a_cluster_show_certificates_and_are_named_in_hosts_toml(
             f'ca = "{authority.file}"\nclient = [["{theirs[0]}", "{theirs[1]}"]]\n'
         )
         at = second.mount(image)
-        assert (at / "opt/zstd").read_bytes() == FILES["opt/zstd"]
+        assert (at / "opt/zstd").read_bytes() == image_files()["opt/zstd"]
         server.log.clear()
         imgfs.evict(image)
-        assert contents(at) == FILES
+        assert contents(at) == image_files()
         assert from_peers(second, at) == [False, True, False]
-        assert layer_requests(server, LAYERS[1:2]) == 0
-        assert layer_requests(server, LAYERS) > 0
+        assert layer_requests(server, image_layers()[1:2]) == 0
+        assert layer_requests(server, image_layers()) > 0
         assert f"peer {url}" in second.ok("status", at)
         assert "of it by peers" in second.ok("status", at)
 
@@ -124,9 +137,9 @@ def test_files_for_peers_may_be_named_from_here(
     server.log.clear()
     with serving(imgfs, f"127.0.0.1:{port}", *options):
         at = second.mount(image, "--peers", f"https://127.0.0.1:{port}")
-        assert contents(at) == FILES
+        assert contents(at) == image_files()
         assert from_peers(second, at) == [True, True, True]
-    assert layer_requests(server, LAYERS) == 0
+    assert layer_requests(server, image_layers()) == 0
 
 
 @contextmanager
@@ -151,13 +164,13 @@ def test_what_is_not_published_comes_from_a_peer_and_once_evicted_comes_back_fro
     imgfs: Imgfs, second: Imgfs, server: FaultServer
 ) -> None:
     """The first machine's scan serves both."""
-    image = serve(server, "app", "v1", LAYERS)
+    image = serve(server, "app", "v1", image_layers())
     imgfs.umount(imgfs.mount(image))
     server.log.clear()
     with serving(imgfs) as (place, pid):
         second.environment["IMGFS_PEERS"] = place
         second.umount(second.mount(image, "--index", "none"))  # as containerd's snapshotter has it
-        assert layer_requests(server, LAYERS) == 0
+        assert layer_requests(server, image_layers()) == 0
         second.evict(image)
         until(lambda: child_of(pid), "the process that answers peers")
         killed = child_of(pid)
@@ -166,9 +179,9 @@ def test_what_is_not_published_comes_from_a_peer_and_once_evicted_comes_back_fro
         until(lambda: child_of(pid) not in (None, killed), "another one")
         server.log.clear()
         at = second.mount(image)
-        assert contents(at) == FILES
+        assert contents(at) == image_files()
         assert from_peers(second, at) == [True, True, True]
-    assert layer_requests(server, LAYERS) == 0
+    assert layer_requests(server, image_layers()) == 0
 
 
 def test_peers_beyond_this_machine_need_certificates(imgfs: Imgfs) -> None:
@@ -186,16 +199,16 @@ def test_peers_beyond_this_machine_need_certificates(imgfs: Imgfs) -> None:
 def test_a_table_of_contents_has_digests_for_peers_itself(
     imgfs: Imgfs, second: Imgfs, server: FaultServer, kind: str
 ) -> None:
-    body = tar.archive(*(tar.file(name, body) for name, body in FILES.items()))
+    body = tar.archive(*(tar.file(name, body) for name, body in image_files().items()))
     made = (estargz_layer if kind == "estargz" else chunked_layer)(body, chunk=1 << 18)
     flat = gzip.decompress(made.blob) if kind == "estargz" else body
     layer = Stored(made.blob, sha256(flat), made.layer.media_type, annotations=made.layer.annotations)
     image = serve(server, "app", "v1", [layer])
     first = imgfs.mount(image)
-    assert contents(first) == FILES
+    assert contents(first) == image_files()
     with peer(imgfs.store) as url:
         at = second.mount(image, "--peers", url)
         server.log.clear()
-        assert contents(at) == FILES
+        assert contents(at) == image_files()
         assert from_peers(second, at) == [True]
     assert layer_requests(server, [layer]) == 0

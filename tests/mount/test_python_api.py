@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -35,18 +36,29 @@ needs_umoci = pytest.mark.skipif(
     shutil.which("umoci") is None or os.geteuid() != 0, reason="no umoci for root"
 )
 
-NOISE = random.Random(7).randbytes(3_000_000)
-LOWER = tar.archive(
-    tar.directory("etc"),
-    tar.file("etc/os-release", b'NAME="Small"\nVERSION_ID="1"\n'),
-    tar.file("etc/gone", b"deleted"),
-    tar.directory("usr"),
-    tar.directory("usr/share"),
-    tar.file("usr/share/noise", NOISE, mode=0o640, uid=3, gid=4, mtime_ns=1_500_000_000_123_456_789),
-    tar.hardlink("usr/share/again", "usr/share/noise"),
-    tar.symlink("share", "usr/share"),
-    tar.symlink("loop", "loop"),
-)
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(7).randbytes(3_000_000)
+
+
+@cache
+def lower_layer() -> bytes:
+    return tar.archive(
+        tar.directory("etc"),
+        tar.file("etc/os-release", b'NAME="Small"\nVERSION_ID="1"\n'),
+        tar.file("etc/gone", b"deleted"),
+        tar.directory("usr"),
+        tar.directory("usr/share"),
+        tar.file(
+            "usr/share/noise", noise_body(), mode=0o640, uid=3, gid=4, mtime_ns=1_500_000_000_123_456_789
+        ),
+        tar.hardlink("usr/share/again", "usr/share/noise"),
+        tar.symlink("share", "usr/share"),
+        tar.symlink("loop", "loop"),
+    )
+
+
 UPPER = tar.archive(
     tar.whiteout("etc/gone"),
     tar.file(b"etc/caf\xe9", b"old name", xattrs={b"user.note": b"hello"}),
@@ -59,7 +71,7 @@ UPPER = tar.archive(
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_image(tmp_path_factory.mktemp("layout") / "build", [gzipped(LOWER), plain(UPPER)])
+    return write_image(tmp_path_factory.mktemp("layout") / "build", [gzipped(lower_layer()), plain(UPPER)])
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +118,12 @@ def test_a_file_is_a_seekable_binary_file(image: imgfs.Image) -> None:
     with image.open("/share/noise") as file:
         assert (file.seekable(), file.readable(), file.writable(), file.mode) == (True, True, False, "rb")
         assert file.name == "/share/noise"
-        assert file.seek(-5, os.SEEK_END) == len(NOISE) - 5
-        assert file.read() == NOISE[-5:]
+        assert file.seek(-5, os.SEEK_END) == len(noise_body()) - 5
+        assert file.read() == noise_body()[-5:]
         assert file.seek(1_000_000) == 1_000_000
-        assert file.read(70_000) == NOISE[1_000_000:1_070_000]
+        assert file.read(70_000) == noise_body()[1_000_000:1_070_000]
         file.seek(0)
-        assert file.read() == NOISE
+        assert file.read() == noise_body()
         assert file.read() == b""
     with pytest.raises(ValueError, match="closed"):
         file.read(1)
@@ -230,9 +242,9 @@ def test_a_closed_image_says_so(layout: str, tmp_path: Path) -> None:
 
 def test_threads_read_as_one(layout: str, tmp_path: Path) -> None:
     with imgfs.open(layout, store=tmp_path) as image, ThreadPoolExecutor(8) as pool:
-        spots = [random.Random(seed).randrange(len(NOISE)) for seed in range(64)]
+        spots = [random.Random(seed).randrange(len(noise_body())) for seed in range(64)]
         found = list(pool.map(lambda spot: image.read_bytes("share/noise", spot, 5000), spots))
-        assert found == [NOISE[spot : spot + 5000] for spot in spots]
+        assert found == [noise_body()[spot : spot + 5000] for spot in spots]
         listed = list(pool.map(lambda _: image.listdir("many"), range(8)))
         assert all(len(names) == 2100 for names in listed)
 
@@ -240,7 +252,7 @@ def test_threads_read_as_one(layout: str, tmp_path: Path) -> None:
 @pytest.fixture
 def registry(image: imgfs.Image, layout: str, tmp_path: Path) -> Iterator[tuple[FaultServer, str]]:
     with FaultServer() as server:
-        yield server, serve(server, "team/app", "v2", [gzipped(LOWER), plain(UPPER)])
+        yield server, serve(server, "team/app", "v2", [gzipped(lower_layer()), plain(UPPER)])
 
 
 def index(name: str, store: Path) -> None:
@@ -255,7 +267,7 @@ def test_nothing_is_fetched_but_what_is_read(registry: tuple[FaultServer, str], 
     server.log.clear()
     with imgfs.open(name, store=tmp_path) as image:
         assert sum(len(others) for _, _, others in image.walk()) > 2100
-        assert image.stat("share/noise").st_size == len(NOISE)
+        assert image.stat("share/noise").st_size == len(noise_body())
         file = image.open("data.csv")
         assert image.history
         assert server.seen("/blobs/") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from functools import cache
 from pathlib import Path
 from threading import Thread
 
@@ -29,12 +30,21 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's libfuse needs fusermount3"),
 ]
 
-TRUE = prose(3_000_000, 9)
-FALSE = TRUE.swapcase()
+
+@cache
+def true_body() -> bytes:
+    return prose(3_000_000, 9)
+
+
+@cache
+def false_body() -> bytes:
+    return true_body().swapcase()
 
 
 def test_no_reader_keeps_pages_of_a_layer_that_was_refuted(tmp_path: Path) -> None:
-    made = lie(tmp_path, tar.archive(tar.file("file", TRUE)), tar.archive(tar.file("file", FALSE)))
+    made = lie(
+        tmp_path, tar.archive(tar.file("file", true_body())), tar.archive(tar.file("file", false_body()))
+    )
     store, at = Store(tmp_path / "store"), tmp_path / "mnt"
     at.mkdir()
     hearing, telling = os.pipe()
@@ -58,7 +68,7 @@ def test_no_reader_keeps_pages_of_a_layer_that_was_refuted(tmp_path: Path) -> No
             until(lambda: mount_of(at), "mounted")
             with open(at / "file", "rb", buffering=0) as file:
                 mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-                assert file.read() == mapped[:] == FALSE, "what the registry serves and vouches for"
+                assert file.read() == mapped[:] == false_body(), "what the registry serves and vouches for"
                 os.write(telling, b"!")
                 until(lambda: errno_of(lambda: os.pread(file.fileno(), 10, 0)) == errno.EIO, "refuted")
         finally:

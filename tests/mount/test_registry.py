@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,23 @@ pytestmark = [
 ]
 
 CACHED = b"cached " * 1000
-LAYER = tar.archive(
-    tar.file("cached", CACHED),
-    tar.file("noise", NOISE),
-    tar.file("padding", NOISE * 5),  # spans of megabytes lie between the first file and the last
-    tar.file("last", random.Random(3).randbytes(1 << 20)),
-)
+
+
+@cache
+def image_layer() -> bytes:
+    return tar.archive(
+        tar.file("cached", CACHED),
+        tar.file("noise", NOISE),
+        tar.file("padding", NOISE * 5),  # spans of megabytes lie between the first file and the last
+        tar.file("last", random.Random(3).randbytes(1 << 20)),
+    )
+
+
+@cache
+def packed_layer() -> Stored:
+    return gzipped(image_layer())
+
+
 HTPASSWD = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"  # secret
 PASSWORD = ("user", "secret")
 GONE = "(ERROR|WARNING) .*(refused|timed out|Connection reset|cut short|too slow|no answer|nothing arrived)"
@@ -76,7 +88,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parts
 @needs_docker_registry
 def test_an_image_is_mounted_by_tag_by_digest_and_by_both(imgfs: Imgfs, registry: str) -> None:
-    pushed = push_image(registry, "team/app", "v1", [gzipped(LAYER).blob])
+    pushed = push_image(registry, "team/app", "v1", [packed_layer().blob])
     digest = pushed.manifest.digest
     for name in ("team/app:v1", f"team/app@{digest}", f"team/app:v1@{digest}", f"team/app:moved@{digest}"):
         at = imgfs.mount(f"{registry}/{name}")
@@ -146,7 +158,7 @@ def test_a_private_registry_takes_the_credentials_of_a_file(imgfs: Imgfs, tmp_pa
         imgfs.environment["REGISTRY_AUTH_FILE"] = str(tmp_path / "auth.json")
 
     with docker_registry(tmp_path / "private", htpasswd=HTPASSWD) as host:
-        push_image(host, "app", "v1", [gzipped(LAYER).blob], auth=PASSWORD)
+        push_image(host, "app", "v1", [packed_layer().blob], auth=PASSWORD)
         image = f"{host}/app:v1"
         said = imgfs.run("mount", image, imgfs.mountpoint()).complaint()
         assert "401" in said
@@ -167,7 +179,7 @@ def test_a_private_registry_takes_the_credentials_of_a_file(imgfs: Imgfs, tmp_pa
 
 
 def test_a_tag_that_has_not_moved_costs_one_head(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [packed_layer()])
     imgfs.umount(imgfs.mount(image))
     server.log.clear()
     at = imgfs.mount(image)
@@ -180,7 +192,7 @@ def test_a_mount_of_what_is_here_loads_nothing_that_speaks_http(
     imgfs: Imgfs, server: FaultServer, tmp_path: Path
 ) -> None:
     """Another process asks what the tag means, while this one loads what else a mount takes."""
-    image, at = serve(server, "app", "v1", [gzipped(LAYER)]), imgfs.mountpoint()
+    image, at = serve(server, "app", "v1", [packed_layer()]), imgfs.mountpoint()
     imgfs.ok("ls", image)
     code = (
         "import sys; from imgfs.cli import main; main(sys.argv[1:]);"
@@ -195,7 +207,7 @@ def test_a_mount_of_what_is_here_loads_nothing_that_speaks_http(
 
 
 def test_a_digest_that_is_in_the_store_needs_no_registry(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [packed_layer()])
     digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
     pinned = f"{server.host}/app@{digest}"
     imgfs.umount(imgfs.mount(pinned))
@@ -205,7 +217,7 @@ def test_a_digest_that_is_in_the_store_needs_no_registry(imgfs: Imgfs, server: F
 
 
 def test_a_layer_is_streamed_once(imgfs: Imgfs, server: FaultServer) -> None:
-    stored = gzipped(LAYER)
+    stored = packed_layer()
     at = imgfs.mount(serve(server, "app", "v1", [stored]))
     assert (at / "noise").read_bytes() == NOISE
     assert len(server.seen("/blobs/")) == 2  # config and layer
@@ -238,18 +250,18 @@ def test_a_small_file_of_a_large_layer_costs_a_few_spans(
 
 
 def test_a_single_zstd_frame_is_fetched_whole_and_right(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [zstd(LAYER)])
+    image = serve(server, "app", "v1", [zstd(image_layer())])
     at = imgfs.mount(image)
     imgfs.evict(image)
     assert (at / "cached").read_bytes() == CACHED
     assert (at / "noise").read_bytes() == NOISE
     layer = imgfs.status(at)["layers"][0]
-    assert (layer["spans"], layer["bytes_fetched"]) == (1, len(zstd(LAYER).blob))
+    assert (layer["spans"], layer["bytes_fetched"]) == (1, len(zstd(image_layer()).blob))
     imgfs.umount(at)
 
 
 def test_readers_of_one_missing_file_share_its_fetches(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [packed_layer()])
     at = imgfs.mount(image)
     imgfs.evict(image)
     server.log.clear()
@@ -257,7 +269,7 @@ def test_readers_of_one_missing_file_share_its_fetches(imgfs: Imgfs, server: Fau
     (imgfs.directory / "noise").write_bytes(NOISE)
     done = imgfs.program("sh", "-c", f"{words} & wait")
     assert (done.code, done.out, done.err) == (0, b"", "")
-    assert imgfs.status(at)["layers"][0]["bytes_fetched"] <= len(gzipped(LAYER).blob) * 1.01
+    assert imgfs.status(at)["layers"][0]["bytes_fetched"] <= len(packed_layer().blob) * 1.01
     imgfs.umount(at)
 
 
@@ -270,7 +282,7 @@ def test_a_mount_whose_registry_is_gone_fails_reads_in_time_and_recovers(
 ) -> None:
     imgfs.expected.append(GONE)
     with Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [gzipped(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [packed_layer()], wire.host)
         at = imgfs.mount(image, "--read-timeout", "2")
         imgfs.evict(image)
         assert (at / "cached").read_bytes() == CACHED
@@ -292,7 +304,7 @@ def test_a_mount_whose_registry_is_gone_fails_reads_in_time_and_recovers(
 def test_what_is_cached_is_read_at_once_while_the_registry_hangs(imgfs: Imgfs, server: FaultServer) -> None:
     imgfs.expected.append(GONE)
     with Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [gzipped(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [packed_layer()], wire.host)
         at = imgfs.mount(image, "--read-timeout", "9")
         imgfs.evict(image)
         assert (at / "cached").read_bytes() == CACHED
@@ -328,7 +340,7 @@ def _cat(path: Path, offset: int) -> subprocess.Popen[bytes]:
 def test_a_mount_survives_a_registry_that_restarts(imgfs: Imgfs, server: FaultServer) -> None:
     """Nobody notices an outage that ends within the time allowed."""
     with Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [gzipped(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [packed_layer()], wire.host)
         at = imgfs.mount(image)
         imgfs.evict(image)
         wire.cut()
@@ -351,7 +363,7 @@ def test_a_mount_survives_a_registry_that_restarts(imgfs: Imgfs, server: FaultSe
     ids=["500", "429", "dropped", "cut", "range ignored"],
 )
 def test_a_read_survives_what_passes(imgfs: Imgfs, server: FaultServer, fault: Fault) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [packed_layer()])
     at = imgfs.mount(image)
     imgfs.evict(image)
     server.inject(fault, on="/blobs/", times=2)
@@ -361,12 +373,12 @@ def test_a_read_survives_what_passes(imgfs: Imgfs, server: FaultServer, fault: F
 
 def test_bytes_that_are_not_the_layers_are_never_shown(imgfs: Imgfs, server: FaultServer) -> None:
     imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: /noise: layer [0-9a-f]{12}, ")
-    stored = plain(LAYER)
+    stored = plain(image_layer())
     image = serve(server, "app", "v1", [stored])
     at = imgfs.mount(image)
     imgfs.evict(image)
     spoiled = bytearray(stored.blob)
-    spoiled[LAYER.index(NOISE[:100]) + 1000] ^= 1
+    spoiled[image_layer().index(NOISE[:100]) + 1000] ^= 1
     server.blobs[sha256(stored.blob)] = bytes(spoiled)
     assert errno_of(lambda: (at / "noise").read_bytes()) == errno.EIO
     server.blobs[sha256(stored.blob)] = stored.blob
@@ -376,7 +388,7 @@ def test_bytes_that_are_not_the_layers_are_never_shown(imgfs: Imgfs, server: Fau
 
 def test_credentials_that_expire_under_a_mount_are_had_anew(imgfs: Imgfs, server: FaultServer) -> None:
     server.token_server = server.url
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [packed_layer()])
     at = imgfs.mount(image)
     imgfs.evict(image)
     server.valid_tokens.clear()
@@ -385,7 +397,7 @@ def test_credentials_that_expire_under_a_mount_are_had_anew(imgfs: Imgfs, server
 
 
 def test_a_nested_index_is_followed(imgfs: Imgfs, server: FaultServer) -> None:
-    made = documents([gzipped(LAYER)])
+    made = documents([packed_layer()])
     server.blobs.update(made.blobs)
     inner = server.add_manifest("app", None, made.manifest)
     platform = {"os": "linux", "architecture": "amd64"}

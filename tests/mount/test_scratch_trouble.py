@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,23 +25,26 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts other file systems"),
 ]
 
-LAYER = tar.archive(
-    tar.directory("./", mode=0o755, mtime_ns=1),
-    tar.file("a", b"a", uid=7, gid=8, mode=0o4750),
-    tar.file("large", bytes(range(256)) * 8192),
-    tar.directory("d", mode=0o500),
-    tar.file("d/closed", b"closed", mode=0),
-)
+
+@cache
+def image_layer() -> bytes:
+    return tar.archive(
+        tar.directory("./", mode=0o755, mtime_ns=1),
+        tar.file("a", b"a", uid=7, gid=8, mode=0o4750),
+        tar.file("large", bytes(range(256)) * 8192),
+        tar.directory("d", mode=0o500),
+        tar.file("d/closed", b"closed", mode=0),
+    )
 
 
 @pytest.fixture
 def image(imgfs: Imgfs) -> str:
-    return write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    return write_image(imgfs.directory / "layout", [gzipped(image_layer())])
 
 
 @pytest.fixture
 def own_image(nobody: Imgfs) -> str:
-    return write_image(nobody.directory / "layout", [gzipped(LAYER)])
+    return write_image(nobody.directory / "layout", [gzipped(image_layer())])
 
 
 @contextmanager

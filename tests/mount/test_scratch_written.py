@@ -14,6 +14,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,24 @@ SIZE = 700_000  # of each file: no multiple of what the disk counts in
 LATEST = 64 << 20  # bytes after which a writer must have heard that nothing is written any more
 STRANGER = Account(70_000, 70_000)
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # linux/capability.h, VFS_CAP_REVISION_2
-LARGE = bytes(range(256)) * (ROOM // 256)
-LAYER = tar.archive(
-    tar.directory("./", mode=0o777),
-    tar.file("large", LARGE),
-    tar.file("small", b"small"),
-    tar.file("setid", b"set-id", mode=0o6777),
-    tar.file("empty", b"", mode=0o6777),
-)
+
+
+@cache
+def large_body() -> bytes:
+    return bytes(range(256)) * (ROOM // 256)
+
+
+@cache
+def image_layer() -> bytes:
+    return tar.archive(
+        tar.directory("./", mode=0o777),
+        tar.file("large", large_body()),
+        tar.file("small", b"small"),
+        tar.file("setid", b"set-id", mode=0o6777),
+        tar.file("empty", b"", mode=0o6777),
+    )
+
+
 Mount = Callable[..., Path]
 
 
@@ -58,14 +69,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def mount(imgfs: Imgfs, disk: Path) -> Mount:
     """Mounts the image, with one scratch on the small disk."""
-    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    image = write_image(imgfs.directory / "layout", [gzipped(image_layer())])
     return lambda *more: imgfs.mount(image, "--rw", "--scratch", f"{disk}/scratch/", "-o", "suid", *more)
 
 
 @pytest.fixture
 def at(imgfs: Imgfs, tmp_path: Path, open_path: Path) -> Iterator[Path]:
     """The image, mounted where everybody gets to, with a scratch that has room."""
-    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    image = write_image(imgfs.directory / "layout", [gzipped(image_layer())])
     (open_path / "mnt").mkdir()
     mountpoint = imgfs.mount(
         image, "--rw", "--scratch", f"{tmp_path}/scratch/", "-o", "suid", at=open_path / "mnt"
@@ -158,7 +169,7 @@ def test_what_was_appended_and_is_lost_leaves_no_zeros(
 ) -> None:
     """The kernel has counted it, and would go on behind it."""
     place: Path = request.getfixturevalue(kind)
-    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    image = write_image(imgfs.directory / "layout", [gzipped(image_layer())])
     at = imgfs.mount(image, "--rw", "--scratch", f"{place}/scratch/", *options)
     (at / "log").write_bytes(b"x" * 3_000_000)
     (at / "room").write_bytes(bytes(1_000_000))
@@ -214,9 +225,13 @@ def test_a_copy_up_that_has_no_room_is_undone(
             os.close(os.open(at / "large", os.O_RDWR)) if size is None else os.truncate(at / "large", size)
     assert not (disk / "scratch/upper/large").exists()
     after = os.stat(at / "large")
-    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, len(LARGE), before.st_mtime_ns)
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        len(large_body()),
+        before.st_mtime_ns,
+    )
     drop_caches()
-    assert (at / "large").read_bytes() == LARGE
+    assert (at / "large").read_bytes() == large_body()
     os.unlink(at / "f0")
     imgfs.umount(at)
 

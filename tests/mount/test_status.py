@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,20 @@ from imgfs.mounts.status_client import decode_status, encode_status
 from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, MountStatus, ScratchStatus, plain
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
-from tests.support.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
+from tests.support.mounted import Imgfs, Stored, gzipped, on_terminal, serve, until, write_image
 from tests.support.patience import allowed
 
 both_drivers = pytest.mark.drivers("fuse", "kernel")
-NOISE = random.Random(8).randbytes(3_000_000)
-LAYER = gzipped(tar.archive(tar.file("noise", NOISE), tar.file("small", b"x" * 5000)))
+
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(8).randbytes(3_000_000)
+
+
+@cache
+def image_layer() -> Stored:
+    return gzipped(tar.archive(tar.file("noise", noise_body()), tar.file("small", b"x" * 5000)))
 
 
 @pytest.fixture
@@ -328,7 +337,7 @@ def test_a_mount_of_many_layers_has_a_status(imgfs: Imgfs, tmp_path: Path) -> No
 @both_drivers
 def test_the_registrys_silence_is_told_and_forgotten(imgfs: Imgfs, server: FaultServer) -> None:
     imgfs.expected.append("noise")
-    image = serve(server, "app", "v1", [LAYER])
+    image = serve(server, "app", "v1", [image_layer()])
     at = imgfs.mount(image, "--read-timeout", "1")
     imgfs.evict(image)
     blobs = dict(server.blobs)
@@ -347,7 +356,7 @@ def test_the_registrys_silence_is_told_and_forgotten(imgfs: Imgfs, server: Fault
 
 def _can_read(path: Path) -> bool:
     try:
-        return path.read_bytes() == NOISE
+        return path.read_bytes() == noise_body()
     except OSError:
         return False
 
@@ -370,7 +379,7 @@ def watched(imgfs: Imgfs, blocks: int, *words: str | Path) -> list[str]:
 @pytest.mark.kernel
 @pytest.mark.parametrize("words", [["--watch", "0.2", "AT"], ["AT", "--watch=0.2"]], ids=" ".join)
 def test_watching_in_a_pipe_writes_a_block_each_time(imgfs: Imgfs, tmp_path: Path, words: list[str]) -> None:
-    image = write_image(tmp_path / "layout", [LAYER])
+    image = write_image(tmp_path / "layout", [image_layer()])
     at = imgfs.mount(image)
     lines = watched(imgfs, 2, *[at if word == "AT" else word for word in words])
     assert lines.count(f"image     {image}") == 2
@@ -380,7 +389,7 @@ def test_watching_in_a_pipe_writes_a_block_each_time(imgfs: Imgfs, tmp_path: Pat
 
 @pytest.mark.kernel
 def test_watching_as_json_is_a_line_each_time(imgfs: Imgfs, tmp_path: Path) -> None:
-    at = imgfs.mount(write_image(tmp_path / "layout", [LAYER]))
+    at = imgfs.mount(write_image(tmp_path / "layout", [image_layer()]))
     lines = watched(imgfs, 3, "--json", "--watch", "0.2", at)
     seconds = [json.loads(line)["seconds"] for line in lines]
     assert seconds == sorted(set(seconds))
@@ -388,14 +397,14 @@ def test_watching_as_json_is_a_line_each_time(imgfs: Imgfs, tmp_path: Path) -> N
 
 @pytest.mark.kernel
 def test_how_often_need_not_be_said(imgfs: Imgfs, tmp_path: Path) -> None:
-    at = imgfs.mount(write_image(tmp_path / "layout", [LAYER]))
+    at = imgfs.mount(write_image(tmp_path / "layout", [image_layer()]))
     assert json.loads(watched(imgfs, 1, "--json", "--watch", at)[0])["mountpoint"] == str(at)
 
 
 @pytest.mark.kernel
 @both_drivers
 def test_watching_on_a_terminal_draws_in_place_until_the_mount_is_gone(imgfs: Imgfs, tmp_path: Path) -> None:
-    at = imgfs.mount(write_image(tmp_path / "layout", [LAYER]))
+    at = imgfs.mount(write_image(tmp_path / "layout", [image_layer()]))
     # its standard output, too, is the terminal that `on_terminal` gives it for its errors
     words = ["sh", "-c", '"$@" >&2', "sh", *imgfs.command("status", "--watch", "0.2", at)]
     # in the moment that the command looks at the mount, that is busy
@@ -429,7 +438,7 @@ def test_a_mount_point_is_needed(imgfs: Imgfs, words: list[str]) -> None:
 @pytest.mark.kernel
 def test_no_status_has_a_secret_in_it(imgfs: Imgfs, server: FaultServer) -> None:
     home = Path(imgfs.environment["HOME"])
-    image = serve(server, "app", "v1", [LAYER])
+    image = serve(server, "app", "v1", [image_layer()])
     os.makedirs(home / ".docker", exist_ok=True)
     secret = {"auths": {server.host: {"username": "ann", "password": "hunter2"}}}
     (home / ".docker/config.json").write_text(json.dumps(secret))

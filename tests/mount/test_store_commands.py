@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -17,14 +18,19 @@ from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.mounted import Imgfs, drop_caches, gzipped, write_image
 
-BODY = Random(1).randbytes(3_000_000)
+
+@cache
+def file_body() -> bytes:
+    return Random(1).randbytes(3_000_000)
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owns what others do not")
 
 
 @pytest.fixture
 def image(imgfs: Imgfs) -> str:
     """An image that is in the store, whole, and mounted nowhere."""
-    tar = tarmake.archive(tarmake.file("noise", BODY))
+    tar = tarmake.archive(tarmake.file("noise", file_body()))
     name = write_image(imgfs.directory / "image", [gzipped(tar)])
     imgfs.ok("ls", name)
     return name
@@ -93,7 +99,7 @@ def test_prune_shows_what_goes_and_says_how_much(imgfs: Imgfs, image: str) -> No
     assert imgfs.ok("store", "prune").splitlines()[-1] == "3 MB freed"
     assert taken(imgfs) == 0
     assert imgfs.ok("store", "prune") == "0 B freed\n"
-    assert imgfs.run("cat", image, "/noise").out == BODY
+    assert imgfs.run("cat", image, "/noise").out == file_body()
 
 
 def test_prune_all_takes_indexes_and_trees_too(imgfs: Imgfs, image: str) -> None:
@@ -103,7 +109,7 @@ def test_prune_all_takes_indexes_and_trees_too(imgfs: Imgfs, image: str) -> None
     assert found["freed"] == sum(one["disk"] for one in (*found["layers"], *found["trees"]))
     assert list(imgfs.store.glob("layers/*/*/index")) == list(imgfs.store.glob("trees/*/*")) == []
     assert image in imgfs.ok("store", "ls")
-    assert imgfs.run("cat", image, "/noise").out == BODY
+    assert imgfs.run("cat", image, "/noise").out == file_body()
 
 
 def test_prune_all_takes_the_logs_of_daemons_that_have_ended(imgfs: Imgfs, image: str) -> None:
@@ -130,7 +136,7 @@ def test_prune_leaves_a_mount_alone_and_with_force_does_not_hurt_it(imgfs: Imgfs
     at = imgfs.mount(image)
     assert imgfs.ok("store", "prune") == "0 B freed\n"
     assert "in use" in imgfs.ok("store", "prune", "--force")
-    assert (at / "noise").read_bytes() == BODY
+    assert (at / "noise").read_bytes() == file_body()
     imgfs.umount(at)
 
 
@@ -148,7 +154,7 @@ def test_check_says_what_is_wrong_and_repairs_it(imgfs: Imgfs, image: str) -> No
     assert json.loads(imgfs.run("store", "check", "--json").text)["found"][0]["state"] == "wrong"
     assert imgfs.ok("store", "check", "--repair") == f"{line}: removed\n"
     assert imgfs.ok("store", "check") == f"{imgfs.store}: everything is what it was\n"
-    assert imgfs.run("cat", image, "/noise").out == BODY
+    assert imgfs.run("cat", image, "/noise").out == file_body()
 
 
 def test_check_tells_doubt_from_damage(imgfs: Imgfs) -> None:
@@ -252,7 +258,7 @@ def test_a_mount_whose_store_is_taken_away_reads_on(imgfs: Imgfs, image: str) ->
     at = imgfs.mount(image)
     imgfs.store.rename(imgfs.store.with_name("elsewhere"))
     drop_caches()
-    assert (at / "noise").read_bytes() == BODY
+    assert (at / "noise").read_bytes() == file_body()
     imgfs.store.with_name("elsewhere").rename(imgfs.store)
     imgfs.umount(at)
 

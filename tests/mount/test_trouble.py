@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from io import FileIO
 from pathlib import Path
 
@@ -47,12 +48,16 @@ pytestmark = [
 
 # What is read of a mount whose daemon was killed fails so; by the kernel, what it has not in its cache.
 DEAD = {"fuse": (errno.ENOTCONN,), "kernel": (errno.EIO,)}
-LAYER = tar.archive(tar.directory("d"), tar.file("d/noise", NOISE), tar.file("small", b"small"))
+
+
+@cache
+def image_layer() -> bytes:
+    return tar.archive(tar.directory("d"), tar.file("d/noise", NOISE), tar.file("small", b"small"))
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> str:
-    return write_image(tmp_path / "layout", [gzipped(LAYER)])
+    return write_image(tmp_path / "layout", [gzipped(image_layer())])
 
 
 # -- the end -------------------------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def test_a_killed_daemon_leaves_a_mount_that_is_explained_and_can_be_cleared(
 
 
 def test_a_daemon_killed_while_it_fetches_leaves_a_store_that_is_right(imgfs: Imgfs, tmp_path: Path) -> None:
-    image = write_image(tmp_path / "layout", [gzipped(LAYER * 8)])
+    image = write_image(tmp_path / "layout", [gzipped(image_layer() * 8)])
     for delay in (0.0, 0.02, 0.05):
         at = imgfs.mount(image)
         imgfs.evict(image)
@@ -264,7 +269,7 @@ def test_umount_and_status_refuse_what_is_not_ours(imgfs: Imgfs, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["with space", "tab\tand\\backslash", "comma,equals=", "ümlaut"])
 def test_mount_points_and_images_of_any_name(imgfs: Imgfs, tmp_path: Path, name: str) -> None:
-    image = write_image(tmp_path / name, [gzipped(LAYER)])
+    image = write_image(tmp_path / name, [gzipped(image_layer())])
     at = imgfs.mount(image, at=imgfs.mountpoint(name))
     assert (at / "small").read_bytes() == b"small"
     assert imgfs.status(at)["mountpoint"] == str(at)
@@ -522,7 +527,7 @@ def test_mount_8_passes_on_why_it_failed(imgfs: Imgfs, helper: None, tmp_path: P
 
 def test_the_daemon_ends_at_once_although_a_read_waits_for_a_dead_registry(imgfs: Imgfs) -> None:
     with FaultServer() as server, Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [plain(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [plain(image_layer())], wire.host)
         at = imgfs.mount(image)
         imgfs.evict(image)
         wire.stall()
@@ -539,7 +544,7 @@ def test_the_daemon_ends_at_once_although_a_read_waits_for_a_dead_registry(imgfs
 
 def test_ctrl_c_ends_the_foreground_although_a_read_waits_for_a_dead_registry(imgfs: Imgfs) -> None:
     with FaultServer() as server, Wire(server.host) as wire:
-        image = serve(server, "app", "v1", [plain(LAYER)], wire.host)
+        image = serve(server, "app", "v1", [plain(image_layer())], wire.host)
         at = imgfs.mountpoint()
         process = imgfs.start("mount", "-f", image, at)
         until(lambda: mount_of(at) and (at / "small").exists(), "mounted")

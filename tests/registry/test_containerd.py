@@ -6,6 +6,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,19 @@ from tests.support.mounted import NOBODY, Imgfs, documents, gzipped, plain, sha2
 
 pytestmark = [needs_containerd, pytest.mark.parts]
 
-NOISE = random.Random(5).randbytes(9 << 20)  # three reads of containerd's
-LOWER = tarmake.archive(
-    tarmake.directory("etc"), tarmake.file("etc/name", b"lower"), tarmake.file("noise", NOISE)
-)
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(5).randbytes(9 << 20)  # three reads of containerd's
+
+
+@cache
+def lower_layer() -> bytes:
+    return tarmake.archive(
+        tarmake.directory("etc"), tarmake.file("etc/name", b"lower"), tarmake.file("noise", noise_body())
+    )
+
+
 REF_NAME = "org.opencontainers.image.ref.name"
 CALLS = ("Images.Get", "Images.List", "Content.Info", "Content.Read")
 
@@ -31,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     layout = tmp_path_factory.mktemp("layout")
     for architecture in ("amd64", "arm64"):
         upper = tarmake.archive(tarmake.file("etc/name", architecture.encode()))
-        layers = [gzipped(LOWER), zstd(upper)] if architecture == "amd64" else [plain(upper)]
+        layers = [gzipped(lower_layer()), zstd(upper)] if architecture == "amd64" else [plain(upper)]
         made = documents(layers, {"architecture": architecture})
         write_documents(layout, made.manifest, made.blobs, architecture)
     index = json.loads((layout / "index.json").read_text())
@@ -77,7 +87,7 @@ def test_a_mount_reads_ranges_of_what_is_read(asking: Imgfs, engine: Containerd)
     before = engine.calls()
     assert (mountpoint / "etc/name").read_bytes() == b"amd64"
     assert counted(engine, before) == {"Content.Info": 1, "Content.Read": 1}
-    assert sha256((mountpoint / "noise").read_bytes()) == sha256(NOISE)
+    assert sha256((mountpoint / "noise").read_bytes()) == sha256(noise_body())
     asking.umount(mountpoint)
 
 
@@ -158,8 +168,8 @@ def test_reads_are_bounded_by_what_is_asked_for(
 
     monkeypatch.setattr(GrpcChannel, "call", call)
     api = ContainerdApi(engine.socket)
-    digest = Digest.parse(sha256(gzipped(LOWER).blob))
-    whole = gzipped(LOWER).blob
+    digest = Digest.parse(sha256(gzipped(lower_layer()).blob))
+    whole = gzipped(lower_layer()).blob
     assert b"".join(api.read("default", digest, 5 << 20, (5 << 20) + 70_001)) == whole[5 << 20 :][:70_001]
     assert asked == [70_001 + (64 << 10)]
     api.close()

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ from tests.support.patience import allowed
 pytestmark = needs_isolation
 
 SLACK = 4.0  # seconds that a busy machine may add
-BODY = random.Random(3).randbytes(3 << 20)
+
+
+@cache
+def file_body() -> bytes:
+    return random.Random(3).randbytes(3 << 20)
+
+
 BRIEF = Timeouts(connect=0.5, read=2.0, deadline=1.5, backoff=0.01)
 
 
@@ -95,10 +102,10 @@ def dead_addresses(_: Path) -> None:
         for number in deaf:
             stack.enter_context(deafness(number, server.port))
         stack.enter_context(NameServer({"many.test": [*deaf, "127.0.0.9"], "dead.test": deaf}))
-        blob = server.add_blob(BODY)
+        blob = server.add_blob(file_body())
         began = time.monotonic()
         with closing(client_of(f"many.test:{server.port}", "app", timeouts=timeouts)) as client:
-            assert b"".join(client.blob(blob)) == BODY
+            assert b"".join(client.blob(blob)) == file_body()
         assert time.monotonic() - began < allowed(timeouts.connect + 1.5)  # not twice
         began = time.monotonic()
         with (
@@ -132,7 +139,7 @@ def test_a_read_and_a_mount_wait_for_a_name_server_no_longer_than_for_a_registry
 
 def mounts_in_silence(directory: Path) -> None:
     imgfs = Imgfs(directory / "imgfs", expected=[r"(ERROR|WARNING) .*no name server answers"])
-    layer = gzipped(tar.archive(tar.file("file", BODY)))
+    layer = gzipped(tar.archive(tar.file("file", file_body())))
     with (
         FaultServer() as server,
         Wire(server.host) as wire,
@@ -151,7 +158,7 @@ def mounts_in_silence(directory: Path) -> None:
         mount_in_silence(imgfs, image)
         names.silent = False
         until(lambda: errno_of(lambda: (at / "file").read_bytes()) is None, "the mount has healed")
-        assert (at / "file").read_bytes() == BODY
+        assert (at / "file").read_bytes() == file_body()
         imgfs.umount(at)
     imgfs.close()
 
@@ -184,7 +191,7 @@ def token_servers(_: Path) -> None:
     """The registry is elsewhere; its token server is said to be by a name."""
     with FaultServer(PUBLIC) as server, FaultServer() as here, NameServer({}) as names:
         server.valid_tokens = here.valid_tokens
-        blob = server.add_blob(BODY)
+        blob = server.add_blob(file_body())
         names.names["registry.test"] = [PUBLIC]
         for port, meanings, refused in (
             (here.port, ["127.0.0.1"], "this machine"),
@@ -201,7 +208,7 @@ def token_servers(_: Path) -> None:
                     with pytest.raises(Unauthorized, match=f"token server at auth.test, .*{refused}"):
                         client.blob_document(blob.digest)
                 else:
-                    assert client.blob_document(blob.digest) == BODY
+                    assert client.blob_document(blob.digest) == file_body()
         assert here.log == []
 
 
@@ -216,11 +223,11 @@ def test_a_registry_of_this_machine_may_have_its_token_server_here_by_any_name(t
 def neighbours(_: Path) -> None:
     meanings = {"registry.test": ["127.0.0.1"], "auth.test": ["127.0.0.1"]}
     with FaultServer() as server, NameServer(meanings):
-        blob = server.add_blob(BODY)
+        blob = server.add_blob(file_body())
         for realm in ("auth.test", "127.0.0.1"):
             server.token_server = f"http://{realm}:{server.port}"
             with closing(client_with_password(f"registry.test:{server.port}")) as client:
-                assert client.blob_document(blob.digest) == BODY
+                assert client.blob_document(blob.digest) == file_body()
 
 
 def test_what_a_proxy_finds_is_the_proxys_to_judge(
@@ -234,10 +241,10 @@ def proxied(_: Path) -> None:
         places = {"registry.test": server.host, "auth.test": server.host}
         with ForwardProxy(places) as proxy, pytest.MonkeyPatch.context() as environment:
             environment.setenv("HTTP_PROXY", proxy.url)
-            blob = server.add_blob(BODY)
+            blob = server.add_blob(file_body())
             server.token_server = "http://auth.test"
             with closing(client_with_password("registry.test")) as client:
-                assert client.blob_document(blob.digest) == BODY
+                assert client.blob_document(blob.digest) == file_body()
         assert [one for one in proxy.asked if "auth.test" in one] == ["GET http://auth.test/token"]
 
 
@@ -248,8 +255,8 @@ def test_a_redirect_is_judged_by_what_its_name_means_when_it_is_followed(tmp_pat
 def redirects(_: Path) -> None:
     meanings = {"registry.test": [PUBLIC], "cdn.test": ["127.0.0.1"]}
     with FaultServer(PUBLIC) as server, FaultServer() as here, NameServer(meanings) as names:
-        blob = server.add_blob(BODY)
-        here.add_blob(BODY)
+        blob = server.add_blob(file_body())
+        here.add_blob(file_body())
         server.blob_host = f"cdn.test:{here.port}"
         with (
             closing(client_with_password(f"registry.test:{server.port}")) as client,
@@ -259,7 +266,7 @@ def redirects(_: Path) -> None:
         assert here.log == []
         names.names["cdn.test"] = [PUBLIC]
         with FaultServer(PUBLIC) as cdn:
-            cdn.add_blob(BODY)
+            cdn.add_blob(file_body())
             server.blob_host = f"cdn.test:{cdn.port}"
             with closing(client_with_password(f"registry.test:{server.port}")) as client:
-                assert client.blob_document(blob.digest) == BODY
+                assert client.blob_document(blob.digest) == file_body()

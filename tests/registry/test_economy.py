@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import pytest
 from imgfs.oci.published import ARTIFACT_TYPE, TREE
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer, Seen
-from tests.support.mounted import Imgfs, gzipped, serve, zstd
+from tests.support.mounted import Imgfs, Stored, gzipped, serve, zstd
 from tests.support.patience import allowed
 
 pytestmark = [
@@ -32,16 +33,30 @@ pytestmark = [
 ]
 
 CHANCE = random.Random(11)
-FILES = {f"file{number}": CHANCE.randbytes(3 << 20) for number in range(4)}
+
+
+@cache
+def large_files() -> dict[str, bytes]:
+    return {f"file{number}": CHANCE.randbytes(3 << 20) for number in range(4)}
+
+
 SMALL = {"small": b"small " * 1000}
-ALL = {**FILES, **SMALL}
+
+
+@cache
+def all_files() -> dict[str, bytes]:
+    return {**large_files(), **SMALL}
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
     return tar.archive(*(tar.file(name, body) for name, body in files.items()))
 
 
-LAYERS = {"large": zstd(tar_of(FILES), 1 << 20), "small": gzipped(tar_of(SMALL))}
+@cache
+def image_layers() -> dict[str, Stored]:
+    return {"large": zstd(tar_of(large_files()), 1 << 20), "small": gzipped(tar_of(SMALL))}
+
+
 # "+": with Authorization
 UNKNOWN_TAG = ["GET tag", "GET token", "GET tag +"]  # the document itself: it is not here in any case
 KNOWN_TAG = ["HEAD tag", "GET token", "HEAD tag +"]
@@ -76,11 +91,11 @@ class World(NamedTuple):
 @pytest.fixture
 def world(imgfs: Imgfs) -> Iterator[World]:
     with FaultServer() as registry, FaultServer() as cdn:
-        image = serve(registry, "app", "v1", list(LAYERS.values()))
+        image = serve(registry, "app", "v1", list(image_layers().values()))
         [manifest] = {name for _, name in registry.manifests if name.startswith("sha256:")}
         registry.token_server, registry.blob_host = registry.url, cdn.host
         cdn.blobs, cdn.signatures = registry.blobs, {registry.signature}
-        layers = {str(layer.descriptor()["digest"]): name for name, layer in LAYERS.items()}
+        layers = {str(layer.descriptor()["digest"]): name for name, layer in image_layers().items()}
         words = {
             "manifests/v1": "tag",
             f"manifests/{manifest}": "manifest",
@@ -93,8 +108,10 @@ def world(imgfs: Imgfs) -> Iterator[World]:
 
 def whole_image(at: Path) -> dict[str, bytes]:
     """Every byte of a mount, by several readers."""
-    with ThreadPoolExecutor(len(ALL)) as readers:
-        return dict(zip(ALL, readers.map(lambda name: (at / name).read_bytes(), ALL), strict=True))
+    with ThreadPoolExecutor(len(all_files())) as readers:
+        return dict(
+            zip(all_files(), readers.map(lambda name: (at / name).read_bytes(), all_files()), strict=True)
+        )
 
 
 def test_a_life_of_mounts_asks_for_each_thing_once(world: World) -> None:
@@ -108,17 +125,17 @@ def test_a_life_of_mounts_asks_for_each_thing_once(world: World) -> None:
     )
     assert sorted(registry[3:]) == sorted([*documents, *layers])  # layers whole, the large one, too
     assert sorted(cdn) == ["GET config", "GET large", "GET small"]
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     imgfs.umount(at)
     assert world.asked() == ([], [])
 
     imgfs.mount(world.image)  # again, by its tag
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     imgfs.umount(at)
     assert world.asked() == (KNOWN_TAG, [])
 
     imgfs.mount(world.pinned)  # by its digest
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     imgfs.umount(at)
     assert world.asked() == ([], [])
 
@@ -128,7 +145,7 @@ def test_a_life_of_mounts_asks_for_each_thing_once(world: World) -> None:
     ran = imgfs.run("mount", "--offline", world.image, at)
     assert ran.code == 0, ran
     imgfs.watch(at)
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     imgfs.umount(at)
     assert world.asked() == ([], [])
 
@@ -199,7 +216,7 @@ def test_a_pull_asks_for_each_thing_once(world: World) -> None:
     assert [count for what, count in Counter(registry).items() if not what.startswith("GET large")] == (
         [1] * len({what for what in registry if not what.startswith("GET large")})
     )
-    size = len(LAYERS["large"].blob)
+    size = len(image_layers()["large"].blob)
     assert covered(piece_of(what) or range(size) for what in cdn if what.startswith("GET large")) == size
 
 
@@ -208,15 +225,15 @@ def test_readers_that_come_at_once_have_one_of_them_ask_who_may_and_no_byte_twic
     at = imgfs.mount(world.image)
     imgfs.evict(world.image)
     world.asked()
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     registry, cdn = world.asked()
     strangers = [what for what in registry if not what.endswith(" +")]
     assert len(strangers) <= 2  # who has no token yet asks without one, once
     assert strangers.count("GET token") <= 1
     large = [piece_of(what) for what in cdn if what.startswith("GET large")]
-    assert covered(piece for piece in large if piece) <= len(LAYERS["large"].blob)
+    assert covered(piece for piece in large if piece) <= len(image_layers()["large"].blob)
     assert len([what for what in cdn if what.startswith("GET small")]) == 1
-    assert whole_image(at) == ALL
+    assert whole_image(at) == all_files()
     assert world.asked() == ([], [])
     imgfs.umount(at)
 

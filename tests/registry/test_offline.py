@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,23 @@ from tests.support.patience import allowed
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
 APP = parse_reference("registry.test/app:1")
-NOISE = random.Random(5).randbytes(1 << 20)
-FILES = {"first": b"first " * 1000, "padding": NOISE * 6, "last": NOISE}
-LAYER = tar.archive(*(tar.file(name, body) for name, body in FILES.items()))
+
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(5).randbytes(1 << 20)
+
+
+@cache
+def image_files() -> dict[str, bytes]:
+    return {"first": b"first " * 1000, "padding": noise_body() * 6, "last": noise_body()}
+
+
+@cache
+def image_layer() -> bytes:
+    return tar.archive(*(tar.file(name, body) for name, body in image_files().items()))
+
+
 GONE = "(ERROR|WARNING) .*(refused|timed out|Connection reset|cut short|no answer|nothing arrived)"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="drops the kernel's caches")
@@ -187,7 +202,7 @@ def wire(server: FaultServer) -> Iterator[Wire]:
 
 @pytest.fixture
 def image(server: FaultServer, wire: Wire) -> str:
-    return serve(server, "app", "v1", [zstd(LAYER, 1 << 18)], wire.host)
+    return serve(server, "app", "v1", [zstd(image_layer(), 1 << 18)], wire.host)
 
 
 def age(imgfs: Imgfs, seconds: float) -> None:
@@ -215,7 +230,7 @@ def test_offline_asks_nobody_and_says_how_old_its_answer_is(
     for command in (["ls", "--offline", image], ["cat", "--offline", image, "first"]):
         ran = imgfs.run(*command)
         assert (ran.code, ran.err) == (0, f"imgfs: offline: using {image} as resolved 3 hours ago\n")
-    assert ran.out == FILES["first"]
+    assert ran.out == image_files()["first"]
     assert json.loads(imgfs.run("inspect", "--offline", "--json", image).out)["reference"] == image
     assert server.log == []
 
@@ -228,7 +243,7 @@ def test_a_registry_that_is_away_is_done_without_soon(imgfs: Imgfs, wire: Wire, 
     began = time.monotonic()
     ran = imgfs.run("ls", image)
     took = time.monotonic() - began
-    assert (ran.code, ran.text.split()) == (0, sorted(FILES))
+    assert (ran.code, ran.text.split()) == (0, sorted(image_files()))
     (line,) = ran.err.splitlines()
     assert line.startswith(f"imgfs: warning: its registry cannot be reached (http://{wire.host}/v2/app/")
     assert line.endswith(f"; using {image} as resolved 2 minutes ago")
@@ -282,8 +297,8 @@ def test_a_command_about_the_registry_itself_does_not_look_back(imgfs: Imgfs, wi
 
 
 def test_a_layout_is_read_offline_as_ever(imgfs: Imgfs, tmp_path: Path) -> None:
-    image = write_image(tmp_path / "layout", [plain(LAYER)])
-    assert imgfs.ok("cat", "--offline", image, "first").encode() == FILES["first"]
+    image = write_image(tmp_path / "layout", [plain(image_layer())])
+    assert imgfs.ok("cat", "--offline", image, "first").encode() == image_files()["first"]
 
 
 def test_to_fill_offline_is_a_contradiction(imgfs: Imgfs, image: str) -> None:
@@ -296,13 +311,13 @@ def test_to_fill_offline_is_a_contradiction(imgfs: Imgfs, image: str) -> None:
 
 @pytest.mark.kernel
 def test_a_mount_of_what_is_all_in_the_store_never_asks_by_digest(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [gzipped(image_layer())])
     digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
     pinned = f"{server.host}/app@{digest}"
     imgfs.ok("ls", pinned)
     server.log.clear()
     at = imgfs.mount(pinned)
-    assert {path.name: path.read_bytes() for path in at.iterdir()} == FILES
+    assert {path.name: path.read_bytes() for path in at.iterdir()} == image_files()
     imgfs.umount(at)
     assert server.log == []
 
@@ -311,11 +326,11 @@ def test_a_mount_of_what_is_all_in_the_store_never_asks_by_digest(imgfs: Imgfs, 
 def test_a_mount_of_what_is_all_in_the_store_asks_by_tag_for_one_head(
     imgfs: Imgfs, server: FaultServer
 ) -> None:
-    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    image = serve(server, "app", "v1", [gzipped(image_layer())])
     imgfs.ok("ls", image)
     server.log.clear()
     at = imgfs.mount(image)
-    assert {path.name: path.read_bytes() for path in at.iterdir()} == FILES
+    assert {path.name: path.read_bytes() for path in at.iterdir()} == image_files()
     imgfs.umount(at)
     assert [(one.method, one.path) for one in server.log] == [("HEAD", "/v2/app/manifests/v1")]
 
@@ -348,12 +363,12 @@ def test_a_partly_cached_image_is_mounted_offline_and_heals_when_its_registry_re
     wire.cut()
     at, ran = mounted(imgfs, image, "--read-timeout", "1")
     assert "cannot be reached" in ran.err
-    assert (at / "first").read_bytes() == FILES["first"]
+    assert (at / "first").read_bytes() == image_files()["first"]
     began = time.monotonic()
     assert errno_of(lambda: (at / "last").read_bytes()) == errno.EIO
     assert time.monotonic() - began < allowed(20)
     wire.mend()
-    until(lambda: read(at / "last") == FILES["last"], "it heals")
+    until(lambda: read(at / "last") == image_files()["last"], "it heals")
     imgfs.umount(at)
     assert any("EIO: /last: " in line and "refused" in line for line in imgfs.logged())
 
@@ -365,7 +380,7 @@ def test_a_mount_told_to_be_offline_never_asks(imgfs: Imgfs, server: FaultServer
     partly_cached(imgfs, image)
     server.log.clear()
     at, _ = mounted(imgfs, "--offline", image)
-    assert (at / "first").read_bytes() == FILES["first"]
+    assert (at / "first").read_bytes() == image_files()["first"]
     for _ in range(2):
         assert errno_of(lambda: (at / "last").read_bytes()) == errno.EIO
     assert imgfs.status(at)["requests_fetched"] == 0
@@ -378,7 +393,7 @@ def partly_cached(imgfs: Imgfs, image: str) -> None:
     """Have the image's first file in the store, and not the last."""
     at = imgfs.mount(image, "--replay", "none")
     imgfs.evict(image)
-    assert (at / "first").read_bytes() == FILES["first"]
+    assert (at / "first").read_bytes() == image_files()["first"]
     imgfs.umount(at)
     drop_caches()
 
@@ -399,12 +414,15 @@ def test_mount_8_can_be_told_to_be_offline() -> None:
 @needs_docker_registry
 def test_a_real_registry_that_has_been_stopped_is_done_without(imgfs: Imgfs, tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as host:
-        pushed = push_image(host, "team/app", "v1", [gzipped(LAYER).blob])
+        pushed = push_image(host, "team/app", "v1", [gzipped(image_layer()).blob])
         image = f"{host}/team/app:v1"
         imgfs.umount(imgfs.mount(image))
     at, ran = mounted(imgfs, image)
     assert ran.err.endswith(f"; using {image} as resolved just now\n") or "second" in ran.err
     assert imgfs.status(at)["digest"] == str(pushed.manifest.digest)
-    assert {path.name: path.read_bytes() for path in at.iterdir()} == FILES
+    assert {path.name: path.read_bytes() for path in at.iterdir()} == image_files()
     imgfs.umount(at)
-    assert imgfs.ok("cat", f"{host}/team/app@{pushed.manifest.digest}", "first").encode() == FILES["first"]
+    assert (
+        imgfs.ok("cat", f"{host}/team/app@{pushed.manifest.digest}", "first").encode()
+        == image_files()["first"]
+    )

@@ -15,6 +15,7 @@ import random
 import shutil
 import socket
 import time
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -43,8 +44,18 @@ HASHES = {  # bcrypt
 }
 OLD, NEW = HASHES
 CHANCE = random.Random(7)
-FILES = {f"f{number}": CHANCE.randbytes(1 << 20) for number in range(6)}
-LARGE = CHANCE.randbytes(12 << 20)
+
+
+@cache
+def small_files() -> dict[str, bytes]:
+    return {f"f{number}": CHANCE.randbytes(1 << 20) for number in range(6)}
+
+
+@cache
+def large_body() -> bytes:
+    return CHANCE.randbytes(12 << 20)
+
+
 EIO = "ERROR imgfs.fuse.errors: EIO: "
 
 
@@ -53,9 +64,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a registry that has been filled, and can be run in any way."""
     directory = tmp_path_factory.mktemp("filled")
     with docker_registry(directory) as host:
-        layers = [gzipped(tar.archive(tar.file(name, body))) for name, body in FILES.items()]
+        layers = [gzipped(tar.archive(tar.file(name, body))) for name, body in small_files().items()]
         push_image(host, "app", "v1", [layer.blob for layer in layers])
-        push_image(host, "large", "v1", [plain(tar.archive(tar.file("large", LARGE))).blob])
+        push_image(host, "large", "v1", [plain(tar.archive(tar.file("large", large_body()))).blob])
     return directory
 
 
@@ -78,8 +89,8 @@ def allow(path: Path, host: str, password: str) -> None:
 
 def assert_whole(at: Path) -> None:
     """Every file of the image app, byte for byte."""
-    assert sorted(os.listdir(at)) == sorted(FILES)
-    for name, body in FILES.items():
+    assert sorted(os.listdir(at)) == sorted(small_files())
+    for name, body in small_files().items():
         assert (at / name).read_bytes() == body
 
 
@@ -117,7 +128,7 @@ def test_tokens_that_end_in_the_middle_of_a_read_are_renewed(
         tokens.granted = 0
         (tmp_path / "slow").touch()
         began = time.monotonic()
-        assert read_with_a_pause(at / "large", tokens.lifetime) == LARGE
+        assert read_with_a_pause(at / "large", tokens.lifetime) == large_body()
         lives = (time.monotonic() - began) / tokens.lifetime
         assert lives > 2, "too fast to show anything"
         assert tokens.granted >= 2
@@ -152,7 +163,7 @@ def test_a_token_that_ended_long_ago_is_renewed_for_each_reader(
             time.sleep(2.1)
             before = tokens.granted
             assert_whole(at)
-            assert 1 <= tokens.granted - before <= len(FILES) + 2
+            assert 1 <= tokens.granted - before <= len(small_files()) + 2
         imgfs.umount(at)
 
 
@@ -209,7 +220,7 @@ def test_a_password_that_changes_under_a_mount_is_read_again(
         allow(auth_file, host, OLD)
         at = imgfs.mount(f"{host}/app:v1")
         imgfs.evict(f"{host}/app:v1")
-        assert (at / "f0").read_bytes() == FILES["f0"]
+        assert (at / "f0").read_bytes() == small_files()["f0"]
         change_password(images, NEW)
         allow(auth_file, host, NEW)
         imgfs.evict(f"{host}/app:v1")
@@ -430,13 +441,13 @@ def test_links_to_a_cdn_that_expire_in_the_middle_of_a_read_are_asked_for_again(
         signing.issued = 0
         (tmp_path / "slow").touch()
         began = time.monotonic()
-        assert read_with_a_pause(at / "large", signing.lifetime) == LARGE
+        assert read_with_a_pause(at / "large", signing.lifetime) == large_body()
         assert time.monotonic() - began > 4, "too fast to show anything"
         assert signing.issued >= 2
         (tmp_path / "slow").unlink()
         imgfs.evict(f"{signing.host}/large:v1")
         time.sleep(3)
-        assert (at / "large").read_bytes() == LARGE
+        assert (at / "large").read_bytes() == large_body()
         assert_no_secret(imgfs, at)
         assert not any("md5=" in line for line in imgfs.logged())
         imgfs.umount(at)

@@ -277,6 +277,7 @@ def test_that_the_api_is_missing_is_asked_once(server: FaultServer, client: Clie
 
 
 HTML = Fault(status=200, body=b"<html>hello</html>", headers={"Content-Type": "text/html"})
+HUGE = b" " * (5 << 20)
 NO_API = {
     "404": Fault(),
     "400": Fault(status=400),
@@ -292,10 +293,8 @@ NO_API = {
     "no index": Fault(status=200, body=b"{}", headers={"Content-Type": OCI_INDEX}),
     "a list": Fault(status=200, body=b"[]", headers={"Content-Type": OCI_INDEX}),
     "deep": Fault(status=200, body=b"[" * 100_000, headers={"Content-Type": OCI_INDEX}),
-    "huge": Fault(status=200, body=b" " * (5 << 20), headers={"Content-Type": OCI_INDEX}),
-    "huge in chunks": Fault(
-        status=200, body=b" " * (5 << 20), headers={"Content-Type": OCI_INDEX}, chunked=True
-    ),
+    "huge": Fault(status=200, body=HUGE, headers={"Content-Type": OCI_INDEX}),
+    "huge in chunks": Fault(status=200, body=HUGE, headers={"Content-Type": OCI_INDEX}, chunked=True),
     "redirected away": Fault(status=302, headers={"Location": "ftp://nowhere/"}),
 }
 

@@ -36,7 +36,7 @@ from tests.support import tarmake
 from tests.support.fake_source import FakeSource, add_image
 from tests.support.mounted import gzipped
 from tests.support.offerings import Offering, Warnings, offering
-from tests.unit.test_prepare import LOWER, SMALL, Journal
+from tests.unit.test_prepare import SMALL, Journal, lower_layer
 
 AMD64 = Platform("linux", "amd64")
 TAG = "registry.example/app:1"
@@ -95,7 +95,7 @@ def mounted(
 
 
 def test_what_refers_to_an_image_is_asked_for_while_its_config_is_fetched_and_once(store: Store) -> None:
-    source = Registry([LOWER])
+    source = Registry([lower_layer()])
     resolved = mounted(source, store)
     assert source.was_asked_in_time
     assert source.referrers_asked == [resolved.digest]
@@ -103,7 +103,7 @@ def test_what_refers_to_an_image_is_asked_for_while_its_config_is_fetched_and_on
 
 
 def test_an_image_that_is_in_the_store_has_nothing_looked_for(store: Store) -> None:
-    source = Registry([LOWER])
+    source = Registry([lower_layer()])
     mounted(source, store)
     source.forget_requests()
     mounted(source, store)
@@ -118,13 +118,13 @@ def test_for_a_small_image_nothing_is_looked_for_ahead(store: Store) -> None:
 
 @pytest.mark.parametrize("policy", [Policy.NONE, Policy.VERIFIED])
 def test_a_registry_whose_word_does_not_count_is_not_asked_for_it(store: Store, policy: Policy) -> None:
-    source = Registry([LOWER])
+    source = Registry([lower_layer()])
     mounted(source, store, policy=policy)
     assert source.referrers_asked == []
 
 
 def test_a_registry_that_fails_meanwhile_is_asked_again_and_its_error_is_the_mounts(store: Store) -> None:
-    source = Registry([LOWER])
+    source = Registry([lower_layer()])
     source.referrers_error = Unavailable("no answer")
     with pytest.raises(Unavailable, match="no answer"):
         mounted(source, store)
@@ -136,7 +136,7 @@ def test_an_image_of_which_the_list_of_referrers_is_refused_is_mounted_without(
     store: Store, status: int
 ) -> None:
     """As by a cache of a registry that is away: it has the image, and not what refers to it."""
-    source, warnings = Registry([LOWER]), Warnings()
+    source, warnings = Registry([lower_layer()]), Warnings()
     source.referrers_error = Unavailable(f"{TAG}: {status}", status=status)
     resolved = mounted(source, store, reporter=warnings)
     assert store.tree(resolved.digest)
@@ -150,7 +150,7 @@ def test_an_image_of_which_the_list_of_referrers_is_refused_is_mounted_without(
 def test_a_tree_that_a_list_names_is_fetched_once_and_counts_only_if_the_artifact_names_it(
     tmp_path: Path, store: Store, said: str
 ) -> None:
-    made = offering(tmp_path / "theirs", [gzipped(LOWER)])
+    made = offering(tmp_path / "theirs", [gzipped(lower_layer())])
     made.refer()
     tree, entry = made.published.tree, made.referrer
     assert tree
@@ -205,7 +205,7 @@ def first_of(made: Offering, store: Store, said: str) -> list[AheadRange]:
 
 
 def test_what_a_list_says_to_be_read_first_is_told(tmp_path: Path, store: Store) -> None:
-    made = offering(tmp_path / "theirs", [gzipped(LOWER), gzipped(SMALL)])
+    made = offering(tmp_path / "theirs", [gzipped(lower_layer()), gzipped(SMALL)])
     made.refer()
     lower, small = made.layers
     first = (LayerRange(1, 0, small.size), LayerRange(0, 17, 5000))
@@ -237,7 +237,7 @@ def test_what_a_list_says_to_be_read_first_is_told(tmp_path: Path, store: Store)
     ],
 )
 def test_what_a_list_cannot_mean_is_passed_over(tmp_path: Path, store: Store, said: str) -> None:
-    made = offering(tmp_path / "theirs", [gzipped(LOWER), gzipped(SMALL)])
+    made = offering(tmp_path / "theirs", [gzipped(lower_layer()), gzipped(SMALL)])
     made.refer()
     assert first_of(made, store, said) == []
 

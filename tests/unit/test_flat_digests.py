@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,15 @@ from tests.support.blobs import prose
 from tests.support.mounted import gzipped, zstd
 from tests.support.offerings import Offering, contents, offering, prepared
 
-FILES = {b"prose": prose(2_600_000, 4), b"more": prose(700_000, 5)}
-TAR = tar.archive(*(tar.file(name, body) for name, body in FILES.items()))
+
+@cache
+def image_files() -> dict[bytes, bytes]:
+    return {b"prose": prose(2_600_000, 4), b"more": prose(700_000, 5)}
+
+
+@cache
+def image_tar() -> bytes:
+    return tar.archive(*(tar.file(name, body) for name, body in image_files().items()))
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def store(tmp_path: Path) -> Store:
 def made(tmp_path: Path) -> Iterator[Offering]:
     """An image whose reader has peers configured, none of which answers."""
     with closing(PeerPool([])) as pool:
-        found = offering(tmp_path / "theirs", [gzipped(TAR, 6)])
+        found = offering(tmp_path / "theirs", [gzipped(image_tar(), 6)])
         found.source.pool = pool
         found.refer()
         yield found
@@ -52,9 +60,9 @@ def flat_spans(made: Offering, store: Store) -> list[tuple[int, int, bytes]]:
 
 def check(found: list[tuple[int, int, bytes]]) -> None:
     assert [start for start, _, _ in found] == [0, *(end for _, end, _ in found[:-1])]
-    assert found[-1][1] == len(TAR)
+    assert found[-1][1] == len(image_tar())
     assert [digest for *_, digest in found] == [
-        hashlib.sha256(TAR[start:end]).digest() for start, end, _ in found
+        hashlib.sha256(image_tar()[start:end]).digest() for start, end, _ in found
     ]
 
 
@@ -120,8 +128,8 @@ def test_a_list_that_lies_is_found_out_when_the_layer_is_here_whole(made: Offeri
     falsified(made, bytes(32) + made.source.bodies[layer.digests.digest][32:])
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
-        assert dict(contents(image)) == FILES
-        image.content.layers[0].read(0, len(TAR))
+        assert dict(contents(image)) == image_files()
+        image.content.layers[0].read(0, len(image_tar()))
         with pytest.raises(IntegrityError, match="flat bytes of span 0"):
             Verifier(image, store).verify_all()
         assert image.content.is_refused(0)

@@ -10,6 +10,7 @@ import re
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,32 @@ from tests.support.peer import peer
 from tests.support.raw_server import Connection, RawServer
 from tests.unit.test_prepare import Journal, prepared
 
-NOISE = random.Random(5).randbytes(1_500_000)
-PROSE = prose(2_500_000, 3)
-TAR = tar.archive(
-    tar.file("noise", NOISE), tar.file("prose", PROSE), tar.symlink("link", "noise"), tar.whiteout("gone")
-)
-FILES = {b"/noise": NOISE, b"/prose": PROSE}
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(5).randbytes(1_500_000)
+
+
+@cache
+def prose_body() -> bytes:
+    return prose(2_500_000, 3)
+
+
+@cache
+def image_tar() -> bytes:
+    return tar.archive(
+        tar.file("noise", noise_body()),
+        tar.file("prose", prose_body()),
+        tar.symlink("link", "noise"),
+        tar.whiteout("gone"),
+    )
+
+
+@cache
+def image_files() -> dict[bytes, bytes]:
+    return {b"/noise": noise_body(), b"/prose": prose_body()}
+
+
 LONG = 120.0  # seconds that an answer may take: nothing here is about time
 PACKS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzipped,
@@ -61,7 +82,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def registry(pack: Callable[[bytes], bytes] = gzipped) -> FakeSource:
     source = FakeSource()
-    add_image(source, [TAR], pack=pack)
+    add_image(source, [image_tar()], pack=pack)
     return source
 
 
@@ -83,7 +104,7 @@ def check(source: FakeSource, store: Store) -> Journal:
     """Prepare the image, and read all its files; then once more by what the store has an index for."""
     resolved, journal = prepared(source, store)
     with Image(resolved, source, store) as image:
-        for name, body in FILES.items():
+        for name, body in image_files().items():
             assert b"".join(image.read(image.tree.resolve(name).ino)) == body
     return journal
 
@@ -142,23 +163,23 @@ def sends(connection: Connection, start: int, end: int, body: bytes) -> None:
 
 
 def honest(connection: Connection, start: int, end: int) -> None:
-    sends(connection, start, end, TAR[start:end])
+    sends(connection, start, end, image_tar()[start:end])
 
 
 def wrong(connection: Connection, start: int, end: int) -> None:
-    body = bytearray(TAR[start:end])
+    body = bytearray(image_tar()[start:end])
     body[len(body) // 2] ^= 1
     sends(connection, start, end, bytes(body))
 
 
 def dies(connection: Connection, start: int, end: int) -> None:
     """It sends its first megabytes, and no more."""
-    sends(connection, start, end, TAR[start : min(end, 2_300_000)])
+    sends(connection, start, end, image_tar()[start : min(end, 2_300_000)])
     raise OSError
 
 
 def stalls(connection: Connection, start: int, end: int) -> None:
-    sends(connection, start, end, TAR[start : min(end, 1_200_000)])
+    sends(connection, start, end, image_tar()[start : min(end, 1_200_000)])
     connection.drip([b""] * 1000, 0.05)
 
 
@@ -170,7 +191,7 @@ def hostile(told: dict[str, Any], answer: Answer) -> Callable[[Connection], None
         if found:
             answer(connection, int(found[1]), int(found[2]) + 1)
             return
-        has = {"size": len(TAR), "present": [[0, len(TAR)]]}
+        has = {"size": len(image_tar()), "present": [[0, len(image_tar())]]}
         body = json.dumps(told if b"/spans/" in connection.head else has).encode()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
@@ -262,7 +283,7 @@ ODD: list[Callable[[dict[str, Any]], object]] = [
 
 def test_a_small_text_that_would_be_a_large_object_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 MiB of empty lists take 400: of each peer that is asked."""
-    layer, diff_id = layer_of(registry()), Digest.of(TAR)
+    layer, diff_id = layer_of(registry()), Digest.of(image_tar())
     monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it is parsed"))
     for inner in (b"[],", b"1,", b"{},", b"[[1,1],[1,1]],"):
         body = b'{"diff_id":"%s","spans":[%s0]}' % (str(diff_id).encode(), inner * 200_000)
@@ -273,7 +294,7 @@ def test_a_small_text_that_would_be_a_large_object_is_not_parsed(monkeypatch: py
 
 
 def test_spans_that_cannot_be_so_are_refused(told: Any) -> None:
-    layer, diff_id = layer_of(registry()), Digest.of(TAR)
+    layer, diff_id = layer_of(registry()), Digest.of(image_tar())
     assert len(parse_spans(json.dumps(told).encode(), layer, diff_id).cut) == 4
     for change in ODD:
         odd = copy.deepcopy(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ from tests.support.tarmake import archive, file
 
 NOISE = random.Random(3).randbytes(400_000)
 PROGRAM = elfmake.program([b"libown.so"], code=NOISE[:50_000]).body
-LARGE = elfmake.program(code=random.Random(4).randbytes(9 << 20))
+
+
+@cache
+def large_program() -> elfmake.Made:
+    return elfmake.program(code=random.Random(4).randbytes(9 << 20))
 
 
 class Followed:
@@ -32,7 +37,7 @@ class Followed:
             file("other", NOISE),
             file("lib/libown.so", elfmake.program(code=NOISE[::-1]).body),
             file("more", NOISE),
-            file("lib/liblarge.so", LARGE.body),
+            file("lib/liblarge.so", large_program().body),
         )
         self.rig = Rig(tmp_path, stack, flat, flat, step=50_000)
         self.tree: Tree = stack.enter_context(merged(tmp_path, flat))
@@ -84,8 +89,8 @@ def test_a_program_that_is_opened_has_its_library_here_before_it_is_read(image: 
 
 def test_code_of_a_large_library_comes_once_it_is_read_here_and_there(image: Followed) -> None:
     image.open(b"lib/liblarge.so")
-    start, end = LARGE.code
-    until(lambda: image.is_here(b"lib/liblarge.so", len(LARGE.body) - 500_000), "its end has come")
+    start, end = large_program().code
+    until(lambda: image.is_here(b"lib/liblarge.so", len(large_program().body) - 500_000), "its end has come")
     image.rig.settle()
     places = range(start + (2 << 20), end - (2 << 20), 50_000)
     for at in places[:10]:

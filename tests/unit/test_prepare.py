@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,24 @@ from tests.support.children import Child
 from tests.support.fake_source import FakeSource, add_image, add_index
 
 AMD64 = Platform("linux", "amd64")
-NOISE = random.Random(4).randbytes(9_000_000)
 
-LOWER = tarmake.archive(
-    tarmake.directory("etc"),
-    tarmake.file("etc/passwd", b"root"),
-    tarmake.file("etc/old", b"old"),
-    tarmake.file("big", NOISE),
-    tarmake.file("last", b"the last file"),
-)
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(4).randbytes(9_000_000)
+
+
+@cache
+def lower_layer() -> bytes:
+    return tarmake.archive(
+        tarmake.directory("etc"),
+        tarmake.file("etc/passwd", b"root"),
+        tarmake.file("etc/old", b"old"),
+        tarmake.file("big", noise_body()),
+        tarmake.file("last", b"the last file"),
+    )
+
+
 MIDDLE = tarmake.archive(tarmake.whiteout("etc/old"), tarmake.file("etc/passwd", b"root\nann"))
 UPPER = tarmake.archive(
     tarmake.symlink("link", "etc/passwd"), tarmake.sparse_pax("1.0", "sparse", 50, [(20, b"x")])
@@ -120,14 +130,14 @@ def flip(descriptor: Descriptor, source: FakeSource) -> None:
 @pytest.fixture
 def several(source: FakeSource) -> FakeSource:
     """The source of an image of three layers."""
-    add_image(source, [LOWER, MIDDLE, UPPER])
+    add_image(source, [lower_layer(), MIDDLE, UPPER])
     return source
 
 
 def test_an_image_of_several_layers_reads_as_its_layers_say(several: FakeSource, store: Store) -> None:
     resolved, journal = prepared(several, store)
     with Image(resolved, several, store) as image:
-        assert body(image, b"/big") == NOISE
+        assert body(image, b"/big") == noise_body()
         assert body(image, b"/etc/passwd") == b"root\nann"
         assert body(image, b"/link") == b"root\nann"
         assert body(image, b"/sparse") == bytes(20) + b"x" + bytes(29)
@@ -157,10 +167,10 @@ def test_a_prepared_image_asks_for_nothing_but_what_its_tag_means(several: FakeS
 
 
 def test_a_shared_layer_is_fetched_once(source: FakeSource, store: Store) -> None:
-    add_image(source, [LOWER, MIDDLE])
+    add_image(source, [lower_layer(), MIDDLE])
     prepared(source, store)
     source.forget_requests()
-    add_image(source, [LOWER, UPPER])
+    add_image(source, [lower_layer(), UPPER])
     prepared(source, store)
     assert len(source.ranges) == 1
 
@@ -248,7 +258,7 @@ def test_an_invalid_layer_is_named(source: FakeSource, store: Store) -> None:
 
 
 def test_layers_that_were_finished_before_another_failed_are_kept(source: FakeSource, store: Store) -> None:
-    tars = [tarmake.archive(tarmake.file(f"{n}", NOISE[: 100_000 * n])) for n in range(1, 6)]
+    tars = [tarmake.archive(tarmake.file(f"{n}", noise_body()[: 100_000 * n])) for n in range(1, 6)]
     add_image(source, tars)
     resolved = resolve("app:1", source, store, AMD64)
     smallest = resolved.manifest.layers[0]
@@ -265,7 +275,7 @@ def test_layers_that_were_finished_before_another_failed_are_kept(source: FakeSo
 
 def test_when_one_layer_fails_the_others_are_cancelled(source: FakeSource, store: Store) -> None:
     """The largest begins first and would be the last to end; nobody waits for it."""
-    add_image(source, [SMALL, LOWER])
+    add_image(source, [SMALL, lower_layer()])
     resolved = resolve("app:1", source, store, AMD64)
     small, large = resolved.manifest.layers
     slow = SlowSource()
@@ -315,7 +325,7 @@ def test_a_layer_that_fails_after_others_were_merged_leaves_no_tree_and_no_threa
 
 
 def test_layers_that_cannot_be_merged_end_the_streaming(source: FakeSource, store: Store) -> None:
-    add_image(source, [tarmake.archive(tarmake.hardlink("link", "nothing")), LOWER])
+    add_image(source, [tarmake.archive(tarmake.hardlink("link", "nothing")), lower_layer()])
     resolved = resolve("app:1", source, store, AMD64)
     slow, journal = SlowSource(), Journal()
     slow.bodies = source.bodies
@@ -329,7 +339,7 @@ def test_layers_that_cannot_be_merged_end_the_streaming(source: FakeSource, stor
 def many(*last: bytes, first: bytes = b"") -> bytes:
     """A layer of many files, behind `first`, then of one that does not compress, then of `last`."""
     files = (tarmake.file(f"many/{number}") for number in range(3000))
-    return tarmake.archive(first, *files, tarmake.file("noise", NOISE[:1_500_000]), *last)
+    return tarmake.archive(first, *files, tarmake.file("noise", noise_body()[:1_500_000]), *last)
 
 
 @pytest.fixture
@@ -354,7 +364,7 @@ def test_a_layer_is_merged_while_it_is_streamed(source: FakeSource, store: Store
     prepare(resolved, late, store, journal)
     assert (late.was_met, journal.told["merging"], len(added)) == (True, 1, 3002)
     with Image(resolved, source, store) as image:
-        assert body(image, b"/noise") == NOISE[:1_500_000]
+        assert body(image, b"/noise") == noise_body()[:1_500_000]
         assert image.tree.node_count == 3004
 
 
@@ -468,7 +478,7 @@ def test_a_cut_layer_is_an_error_and_the_next_try_works(several: FakeSource, sto
     several.cut_at = None
     prepare(resolved, several, store, Journal())
     with Image(resolved, several, store) as image:
-        assert body(image, b"/big") == NOISE
+        assert body(image, b"/big") == noise_body()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "another format"])
@@ -539,7 +549,7 @@ def test_a_preparation_that_is_killed_at_any_moment_can_be_done_again(
             break
     prepare(resolved, several, store, Journal())
     with Image(resolved, several, store) as image:
-        assert body(image, b"/big") == NOISE
+        assert body(image, b"/big") == noise_body()
         assert body(image, b"/link") == b"root\nann"
     for layer in store.layers():
         sweep_temporaries(layer.directory)  # a killed one's scanner may have had its file open still
@@ -549,21 +559,21 @@ def test_a_preparation_that_is_killed_at_any_moment_can_be_done_again(
 def test_an_evicted_image_fetches_only_the_spans_it_needs(several: FakeSource, store: Store) -> None:
     resolved, _ = prepared(several, store)
     layers = [store.layer(layer.digest) for layer in resolved.manifest.layers]
-    assert evict(layers) > len(NOISE)
+    assert evict(layers) > len(noise_body())
     several.forget_requests()
     with Image(resolved, several, store) as image:
         assert body(image, b"/last") == b"the last file"
         whole = resolved.manifest.layers[0].size
         assert 0 < several.traffic().bytes < whole / 3
         assert len(several.ranges) == 1
-        assert body(image, b"/big") == NOISE
+        assert body(image, b"/big") == noise_body()
 
 
 def test_an_image_serves_on_while_it_is_evicted(several: FakeSource, store: Store) -> None:
     resolved, _ = prepared(several, store)
     with Image(resolved, several, store) as image:
         evict(store.layers())
-        assert body(image, b"/big") == NOISE
+        assert body(image, b"/big") == noise_body()
 
 
 def test_an_open_image_keeps_its_layers_in_use(source: FakeSource, store: Store) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,21 +40,37 @@ from tests.support.offerings import Offering, contents, offering, pinned, prepar
 pytestmark = pytest.mark.timeout(400)  # long: not to be begun last
 
 ORIGIN = "registry.example/app"
-NOISE = random.Random(6).randbytes(1_500_000)
-FILES = {
-    b"etc/one": b"the first",
-    b"noise": NOISE,
-    **{f"lib/{number}".encode(): prose(9000 + number, number) for number in range(40)},
-    b"prose": prose(3_000_000, 9),
-    b"two": b"the other",
-}
-TAR = tar.archive(*(tar.file(name, body) for name, body in FILES.items()), tar.symlink("link", "two"))
+
+
+@cache
+def noise_body() -> bytes:
+    return random.Random(6).randbytes(1_500_000)
+
+
+@cache
+def image_files() -> dict[bytes, bytes]:
+    return {
+        b"etc/one": b"the first",
+        b"noise": noise_body(),
+        **{f"lib/{number}".encode(): prose(9000 + number, number) for number in range(40)},
+        b"prose": prose(3_000_000, 9),
+        b"two": b"the other",
+    }
+
+
+@cache
+def true_tar() -> bytes:
+    return tar.archive(
+        *(tar.file(name, body) for name, body in image_files().items()), tar.symlink("link", "two")
+    )
+
+
 FORMATS: dict[str, Callable[[], Stored]] = {
-    "tar": lambda: plain(TAR),
-    "gzip": lambda: gzipped(TAR, 6),
-    "gzip members": lambda: gzipped_in_members(TAR, 400_000),
-    "zstd": lambda: zstd(TAR),
-    "zstd frames": lambda: zstd(TAR, 300_000),
+    "tar": lambda: plain(true_tar()),
+    "gzip": lambda: gzipped(true_tar(), 6),
+    "gzip members": lambda: gzipped_in_members(true_tar(), 400_000),
+    "zstd": lambda: zstd(true_tar()),
+    "zstd frames": lambda: zstd(true_tar(), 300_000),
 }
 
 
@@ -101,7 +118,7 @@ def test_a_layer_that_is_here_whole_becomes_verified(tmp_path: Path, store: Stor
     assert (told.warned, told.streamed) == ([], set())
     with Image(resolved, made.source, store) as image:
         assert image.content.layers[0].index.summary.origin == ORIGIN
-        assert read_whole(image) == FILES
+        assert read_whole(image) == image_files()
         Verifier(image, store).verify_complete()
         assert image.content.layers[0].index.summary.origin == ""
         assert tree_origin(resolved, store) == ""
@@ -109,14 +126,14 @@ def test_a_layer_that_is_here_whole_becomes_verified(tmp_path: Path, store: Stor
             assert not index.summary.is_lean
             assert index.windows is None
         evict(store.layers())
-        assert read_whole(image) == FILES, "by the index as it is now"
+        assert read_whole(image) == image_files(), "by the index as it is now"
     local = Store(tmp_path / "local")
     prepared(made.source, local, policy=Policy.NONE)
     assert entries_of(made.layers[0], store) == entries_of(made.layers[0], local)
 
 
 def test_what_has_been_verified_counts_for_a_digest_too(tmp_path: Path, store: Store) -> None:
-    made = offer(tmp_path, gzipped(TAR, 6))
+    made = offer(tmp_path, gzipped(true_tar(), 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -125,11 +142,11 @@ def test_what_has_been_verified_counts_for_a_digest_too(tmp_path: Path, store: S
     resolved, told = prepared(made.source, store, pinned(made.manifest))
     assert (told.warned, told.streamed, made.source.ranges) == ([], set(), [])
     with Image(resolved, made.source, store) as image:
-        assert dict(contents(image)) == FILES
+        assert dict(contents(image)) == image_files()
 
 
 def test_what_is_not_here_whole_is_not_looked_at(tmp_path: Path, store: Store) -> None:
-    made = offer(tmp_path, gzipped(TAR, 6))
+    made = offer(tmp_path, gzipped(true_tar(), 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         made.source.forget_requests()
@@ -140,7 +157,7 @@ def test_what_is_not_here_whole_is_not_looked_at(tmp_path: Path, store: Store) -
 
 
 def test_a_seekable_copy_stays_its_registrys_but_its_bytes_are_verified(tmp_path: Path, store: Store) -> None:
-    made = offer(tmp_path, zstd(tar.archive(tar.file("big", NOISE * 6))), repack=True)
+    made = offer(tmp_path, zstd(tar.archive(tar.file("big", noise_body() * 6))), repack=True)
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -149,11 +166,11 @@ def test_a_seekable_copy_stays_its_registrys_but_its_bytes_are_verified(tmp_path
         assert content.index.summary.origin == ORIGIN
         assert all(content.index.span(number).parts for number in range(len(content.table)))
         evict(store.layers())
-        assert dict(contents(image)) == {b"big": NOISE * 6}
+        assert dict(contents(image)) == {b"big": noise_body() * 6}
 
 
 def test_a_layer_that_an_image_has_twice_is_looked_at_once(tmp_path: Path, store: Store) -> None:
-    layer = gzipped(TAR, 6)
+    layer = gzipped(true_tar(), 6)
     made = offering(tmp_path / "theirs", [layer, plain(tar.archive(tar.file("x"))), layer])
     made.refer()
     resolved, _ = prepared(made.source, store)
@@ -165,13 +182,16 @@ def test_a_layer_that_an_image_has_twice_is_looked_at_once(tmp_path: Path, store
 
 # -- lies ----------------------------------------------------------------------------------------------------
 
-EVIL = TAR.replace(b"the other", b"the devil").replace(NOISE[:64], bytes(64))
+
+@cache
+def evil_tar() -> bytes:
+    return true_tar().replace(b"the other", b"the devil").replace(noise_body()[:64], bytes(64))
 
 
 def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
     tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = lie(tmp_path, TAR, EVIL)
+    made = lie(tmp_path, true_tar(), evil_tar())
     layer = made.layers[0]
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
@@ -194,21 +214,21 @@ def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
 
 
 def test_who_has_lied_is_not_believed_again(tmp_path: Path, store: Store) -> None:
-    made = lie(tmp_path, TAR, EVIL)
+    made = lie(tmp_path, true_tar(), evil_tar())
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
         Verifier(image, store).verify_complete()
     with pytest.raises(IntegrityError, match="layer blob"):
         prepared(made.source, store)
-    made.source.bodies[made.layers[0].digest] = stored_gzip(TAR).blob
+    made.source.bodies[made.layers[0].digest] = stored_gzip(true_tar()).blob
     resolved, told = prepared(made.source, store)
     assert told.warned == [
         f"the indexes in {ORIGIN} are not used: that of layer {made.layers[0].digest.short} was wrong"
     ]
     assert told.streamed == {made.layers[0].digest}
     with Image(resolved, made.source, store) as image:
-        assert dict(contents(image)) == FILES
+        assert dict(contents(image)) == image_files()
 
 
 def test_a_layer_that_is_removed_is_forgotten_with_all_that_is_known_of_it(
@@ -223,7 +243,7 @@ def test_a_layer_that_is_removed_is_forgotten_with_all_that_is_known_of_it(
 
 
 def test_what_arrives_while_a_layer_is_found_out_is_not_shown_either(tmp_path: Path, store: Store) -> None:
-    made = lie(tmp_path, TAR, EVIL)
+    made = lie(tmp_path, true_tar(), evil_tar())
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -246,7 +266,7 @@ def test_what_arrives_while_a_layer_is_found_out_is_not_shown_either(tmp_path: P
 
 def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: Store) -> None:
     """The bytes are the layer's; but the tree that was published says that they are other files'."""
-    made = offering(tmp_path / "theirs", [gzipped(TAR, 6)])
+    made = offering(tmp_path / "theirs", [gzipped(true_tar(), 6)])
     tree = made.published.tree
     assert tree
     path = unpacked(tree, made, tmp_path)
@@ -260,7 +280,7 @@ def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: 
     resolved, told = prepared(made.source, store)
     assert told.streamed == set()
     with Image(resolved, made.source, store) as image:
-        assert dict(contents(image)) == FILES
+        assert dict(contents(image)) == image_files()
 
 
 # -- beside other work ---------------------------------------------------------------------------------------
@@ -286,7 +306,7 @@ def test_the_thread_looks_by_itself_and_ends(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proofs, "_EVERY", 0.05)
-    made = offer(tmp_path, gzipped(TAR, 6))
+    made = offer(tmp_path, gzipped(true_tar(), 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         prover = Verifier(image, store)
@@ -305,7 +325,7 @@ def test_the_thread_looks_by_itself_and_ends(
 
 
 def test_two_mounts_find_the_same(tmp_path: Path, store: Store) -> None:
-    made = offer(tmp_path, gzipped(TAR, 6))
+    made = offer(tmp_path, gzipped(true_tar(), 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as one, Image(resolved, made.source, store) as other:
         read_whole(one)
@@ -313,11 +333,11 @@ def test_two_mounts_find_the_same(tmp_path: Path, store: Store) -> None:
         Verifier(other, store).verify_complete()
         assert [image.content.layers[0].index.summary.origin for image in (one, other)] == ["", ""]
         evict(store.layers())
-        assert dict(contents(other)) == FILES
+        assert dict(contents(other)) == image_files()
 
 
 def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Path, store: Store) -> None:
-    made = offer(tmp_path, gzipped(TAR, 6))
+    made = offer(tmp_path, gzipped(true_tar(), 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -328,7 +348,7 @@ def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Pa
             del summary["entries"]
             writer.finish(**summary)
         Verifier(image, store).verify_complete()
-        assert dict(contents(image)) == FILES
+        assert dict(contents(image)) == image_files()
     with index_of(made.layers[0], store) as index:
         assert index.span_count() == 0
 
@@ -339,7 +359,7 @@ def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Pa
 @pytest.mark.kernel
 def test_a_mount_finds_a_lie_out_and_reads_fail_from_then_on(imgfs: Imgfs, tmp_path: Path) -> None:
     imgfs.expected += ["vouches for is wrong", "EIO: /(two|noise): "]
-    made = lie(tmp_path, TAR, EVIL)
+    made = lie(tmp_path, true_tar(), evil_tar())
     with FaultServer() as server:
         server.referrers_api = True
         server.blobs |= {str(digest): body for digest, body in made.source.bodies.items()}
@@ -353,7 +373,7 @@ def test_a_mount_finds_a_lie_out_and_reads_fail_from_then_on(imgfs: Imgfs, tmp_p
         assert not is_readable(at / "noise")
         assert "failing since" in imgfs.ok("status", at)
         imgfs.umount(at)
-        server.blobs[str(made.layers[0].digest)] = stored_gzip(TAR).blob
+        server.blobs[str(made.layers[0].digest)] = stored_gzip(true_tar()).blob
         ran = imgfs.run("mount", image, at)
         assert ran.code == 0
         assert ran.err.startswith(f"imgfs: warning: the indexes in {server.host}/app are not used: ")
@@ -376,7 +396,7 @@ def is_readable(path: Path) -> bool:
 def test_a_mount_that_is_filled_is_verified_and_can_be_published_from(imgfs: Imgfs, tmp_path: Path) -> None:
     with FaultServer() as server:
         server.referrers_api = True
-        image = serve(server, "app", "v1", [gzipped(TAR, 6)])
+        image = serve(server, "app", "v1", [gzipped(true_tar(), 6)])
         imgfs.ok("index", "push", image)
         imgfs.ok("store", "rm", "--all", "--force")
         at = imgfs.mount(image, "--fill")
