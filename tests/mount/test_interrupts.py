@@ -6,8 +6,9 @@ import mmap
 import os
 import random
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def waiting(work: Callable[[], object]) -> Iterator[Child]:
         yield child
 
 
+@contextmanager
+def killed_in_the_end(words: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, for where there are many: to fork what runs the tests is dear (`children`)."""
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
 def ends(child: Child, number: int) -> int:
     """Signal a program; its exit code, which must come at once."""
     began = time.monotonic()
@@ -111,12 +122,13 @@ def test_forty_readers_are_killed_at_once_and_as_many_can_come_after_them(imgfs:
     at = mounted(imgfs, wire)
     for _ in range(2):  # more in all than may wait at once
         with ExitStack() as stack:
-            children = [stack.enter_context(Child((at / "file").read_bytes)) for _ in range(40)]
+            readers = [stack.enter_context(killed_in_the_end(["cat", at / "file"])) for _ in range(40)]
             time.sleep(1)
+            assert {reader.poll() for reader in readers} == {None}
             began = time.monotonic()
-            for child in children:
-                os.kill(child.pid, signal.SIGKILL)
-            assert {child.join() for child in children} == {-signal.SIGKILL}
+            for reader in readers:
+                reader.kill()
+            assert {reader.wait() for reader in readers} == {-signal.SIGKILL}
             assert time.monotonic() - began < AT_ONCE
     wire.cut()
     wire.mend()

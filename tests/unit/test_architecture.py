@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,12 @@ def modules() -> list[Module]:
     ]
 
 
+@cache
+def nodes_of(code: ast.Module) -> list[ast.AST]:
+    """Return all nodes of a module: each test looks at those of all modules."""
+    return list(ast.walk(code))
+
+
 def room_of(name: str) -> str:
     """The room a module is in: the first part of its name; the package itself shows what `api` has."""
     first = name.partition(".")[0]
@@ -93,7 +100,7 @@ def within(name: str, places: set[str]) -> bool:
 def imports_of(code: ast.Module) -> set[str]:
     """The dotted names a module imports, wherever in it."""
     found = set()
-    for node in ast.walk(code):
+    for node in nodes_of(code):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -104,10 +111,10 @@ def imports_of(code: ast.Module) -> set[str]:
 
 def modules_of(code: ast.Module, names: set[str]) -> set[str]:
     """Those of the modules `names` that a module imports when it runs, not only for its annotations."""
-    checked = [node for node in ast.walk(code) if isinstance(node, ast.If) and _is_for_types(node)]
+    checked = [node for node in nodes_of(code) if isinstance(node, ast.If) and _is_for_types(node)]
     left_out = {id(child) for node in checked for child in ast.walk(node)}
     found = set()
-    for node in ast.walk(code):
+    for node in nodes_of(code):
         if isinstance(node, ast.ImportFrom) and id(node) not in left_out:
             dotted = [f"{node.module}.{name.name}" for name in node.names]
             found |= {name if name in names else str(node.module) for name in dotted}
@@ -131,7 +138,7 @@ def reached_from(name: str, arrows: dict[str, set[str]]) -> set[str]:
 
 def names_in(code: ast.Module) -> set[str]:
     """Every name and attribute a module mentions."""
-    nodes = list(ast.walk(code))
+    nodes = nodes_of(code)
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     return names | attributes | {node.name for node in nodes if isinstance(node, ast.alias)}
@@ -186,7 +193,7 @@ def test_functions_are_short(modules: list[Module]) -> None:
     lengths = {
         f"{name}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
         for name, code in modules
-        for node in ast.walk(code)
+        for node in nodes_of(code)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
@@ -197,7 +204,7 @@ def test_no_named_tuple_means_to_check_itself(modules: list[Module]) -> None:
     tuples = [
         (name, node)
         for name, code in modules
-        for node in ast.walk(code)
+        for node in nodes_of(code)
         if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases)
     ]
     assert len(tuples) > 100
@@ -220,7 +227,7 @@ def test_only_one_module_reads_the_environment(modules: list[Module]) -> None:
     found = {
         name
         for name, code in modules
-        for node in ast.walk(code)
+        for node in nodes_of(code)
         if (isinstance(node, ast.Attribute) and node.attr in reading)
         or (isinstance(node, ast.alias) and node.name in reading)
     }
@@ -229,7 +236,7 @@ def test_only_one_module_reads_the_environment(modules: list[Module]) -> None:
 
 def test_no_interpreter_that_is_started_looks_for_modules_where_the_caller_is(modules: list[Module]) -> None:
     """There another user's may be."""
-    lists = [node for _, code in modules for node in ast.walk(code) if isinstance(node, ast.List)]
+    lists = [node for _, code in modules for node in nodes_of(code) if isinstance(node, ast.List)]
     words = [node.elts[1] for node in lists if _begins_with(node, "sys.executable") and len(node.elts) > 1]
     options = [str(word.value) for word in words if isinstance(word, ast.Constant)]
     assert [option for option in options if not option.startswith(("-I", "-P"))] == []
@@ -276,15 +283,15 @@ def test_what_python_has_is_not_written_again(modules: list[Module]) -> None:
     """A class of values is a NamedTuple, or one of `dataclasses`, whose tools come from there."""
     tools = {"dataclass", "asdict", "is_dataclass"}
     for name, code in modules:
-        defined = {node.name for node in ast.walk(code) if isinstance(node, ast.FunctionDef)}
+        defined = {node.name for node in nodes_of(code) if isinstance(node, ast.FunctionDef)}
         assert "dataclass" not in defined, name
-        for node in ast.walk(code):
+        for node in nodes_of(code):
             if isinstance(node, ast.ImportFrom) and tools & {alias.name for alias in node.names}:
                 assert node.module == "dataclasses", name
 
 
 def test_no_class_has_the_name_of_another(modules: list[Module]) -> None:
-    names = [node.name for _, code in modules for node in ast.walk(code) if isinstance(node, ast.ClassDef)]
+    names = [node.name for _, code in modules for node in nodes_of(code) if isinstance(node, ast.ClassDef)]
     assert {name for name, count in Counter(names).items() if count > 1} <= TWICE
 
 
@@ -305,8 +312,8 @@ def test_threads_are_started_where_it_is_known_that_there_may_be_none(modules: l
     """All others use these two, and so say what they do then."""
     found = set()
     for name, code in modules:
-        called = [node.func for node in ast.walk(code) if isinstance(node, ast.Call)]
-        bases = [base for node in ast.walk(code) if isinstance(node, ast.ClassDef) for base in node.bases]
+        called = [node.func for node in nodes_of(code) if isinstance(node, ast.Call)]
+        bases = [base for node in nodes_of(code) if isinstance(node, ast.ClassDef) for base in node.bases]
         used = {ast.unparse(node).rpartition(".")[2] for node in (*called, *bases)}
         if used & {"Thread", "Timer", "ThreadPoolExecutor", "ThreadingMixIn"}:
             found.add(name)
