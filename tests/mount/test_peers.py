@@ -147,8 +147,13 @@ def serving(imgfs: Imgfs, address: str = "", *more: str) -> Iterator[tuple[str, 
     """`imgfs serve --peer`: where it answers, and its pid."""
     place = address or f"unix:{imgfs.directory}/peer"
     words = ("serve", "--socket", str(imgfs.directory / "serve"), "--peer", place, *more)
-    running = imgfs.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until((imgfs.directory / "serve").exists, "the server to be ready")
+    log = imgfs.directory / "serve.log"
+    with log.open("wb") as said:
+        running = imgfs.start(*words, stdout=subprocess.DEVNULL, stderr=said)
+    until(
+        lambda: (imgfs.directory / "serve").exists() or running.poll() is not None, "the server to be ready"
+    )
+    assert running.poll() is None, log.read_text()
     yield place, running.pid
     running.terminate()
     running.wait(allowed(20))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.tarmake import archive, file
-from tests.support.zygote import ForkedCommand
+from tests.support.zygote import ForkedCommand, is_forked
 
 
 @pytest.fixture
@@ -67,3 +67,10 @@ def test_it_has_its_own_variables_session_and_files(imgfs: Imgfs, image: str) ->
 
 def variables(place: Path) -> list[bytes]:
     return (place / "environ").read_bytes().split(b"\0")
+
+
+def test_what_starts_itself_anew_is_never_forked(imgfs: Imgfs) -> None:
+    for command, forked in (("ls", True), ("serve", False)):
+        words = imgfs.command(command)
+        is_forked(words, imgfs.environment, {})  # a command's first process is a real one in any case
+        assert is_forked(words, imgfs.environment, {}) == forked

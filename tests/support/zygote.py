@@ -6,8 +6,8 @@ A command's process begins in `runpy.run_module("imgfs")`, as with `python -m im
 descriptors, variables (/proc/PID/environ too), directory and session, and ends as any interpreter does, but
 for freeing its objects: that is two thirds of the processor time of a short command.
 
-A command's first process in each process of pytest is a real one, as are those of ordinary users and those
-with unusual arguments for Popen: what only a fresh interpreter shows is seen there.
+A command's first process in each process of pytest is a real one, as are those of ordinary users, those with
+unusual arguments for Popen, and `imgfs serve`: what only a fresh interpreter shows is seen there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _IMPORTED = (
     "imgfs.transport.registry",
     "imgfs.transport.layout",
 )
-
+_ANEW = {"serve"}  # commands that start themselves anew, by the words that their process began with
 
 _seen: set[str] = set()  # commands that have had a real process
 
@@ -67,7 +67,8 @@ def is_forked(words: Sequence[str], environment: Mapping[str, str], more: Mappin
     _seen.add(command)
     python = {name for name in environment if name.startswith(("PYTHON", "LC_", "LANG"))}
     usual = python <= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL"} and set(more) <= _SIMPLE
-    return usual and not is_first and environment.get("LC_ALL") == "C.UTF-8"
+    is_fit = not is_first and command not in _ANEW
+    return usual and is_fit and environment.get("LC_ALL") == "C.UTF-8"
 
 
 class ForkedCommand(subprocess.Popen[bytes]):
