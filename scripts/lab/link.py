@@ -172,7 +172,7 @@ class Link:
 
     def _download(self, server: socket.socket, way: _Way) -> None:
         with way:
-            while data := _receive(server, self._piece):
+            while not way.is_broken and (data := _receive(server, self._piece)):
                 self._line.take(len(data))
                 self._count(fetched=len(data))
                 way.send(data)
@@ -190,6 +190,7 @@ class _Way:
 
     def __init__(self, target: socket.socket, delay: float) -> None:
         self._target, self._delay = target, delay
+        self.is_broken = False  # its target has hung up: as in TCP, no more is sent
         self._queue: Queue[tuple[float, bytes]] = Queue(IN_FLIGHT)
         self._writer = threading.Thread(target=self._write, name="link-way", daemon=True)
 
@@ -208,7 +209,7 @@ class _Way:
         if self._delay:
             self._queue.put((time.monotonic() + self._delay, data))
         else:
-            _send(self._target, data)
+            self._send(data)
 
     def _write(self) -> None:
         while True:
@@ -216,7 +217,13 @@ class _Way:
             sleep_until(due)
             if not data:
                 return
-            _send(self._target, data)
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._target.sendall(data)
+        except OSError:
+            self.is_broken = True
 
 
 def _receive(source: socket.socket, size: int) -> bytes:
@@ -225,11 +232,6 @@ def _receive(source: socket.socket, size: int) -> bytes:
         return source.recv(size)
     except OSError:
         return b""
-
-
-def _send(target: socket.socket, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # the peer has hung up: the reader's side will notice
-        target.sendall(data)
 
 
 def _shut(each: socket.socket, how: int) -> None:
