@@ -83,6 +83,7 @@ class BoundedServer(ThreadingMixIn, TCPServer):
     """
 
     allow_reuse_address = True
+    at_look: Callable[[], None] = staticmethod(lambda: None)  # called now and then, between two connections
 
     def __init__(
         self, address: ListenAddress, handler: MakeHandler, *, at_once: int, deadline: float
@@ -145,6 +146,7 @@ class BoundedServer(ThreadingMixIn, TCPServer):
             for request, held in self._open.items():
                 if held.ends < now:
                     _hang_up(request)
+        self.at_look()
 
     def server_close(self) -> None:
         """Close everything, and wait for the threads: what they tell of is taken down next."""

@@ -160,6 +160,8 @@ class LayerIndexing:
         """
         try:
             self._stream(scanners, cancelled, follower)
+            if self._downloads:
+                self._downloads.judge_peers(self._layer, self._source, self._stored)
         finally:
             if self._doubted:
                 self._doubted.close()
@@ -195,6 +197,9 @@ class LayerIndexing:
 
     def _may_try_again(self, error: ImgfsError) -> bool:
         """Remove what is kept of bytes that were wrong; return True if others may be right."""
+        if error is not self._fetch_error and self._doubts_peers(error):
+            self._reporter.warns(f"what peers have sent of a layer is fetched from the registry: {error}")
+            return True
         kept, self._kept = self._kept, 0
         if error is not self._fetch_error:  # what was fetched is wrong, not the answer to a request
             self._stored.drop_part()
@@ -207,6 +212,12 @@ class LayerIndexing:
         if self._has_doubted:
             self._reporter.warns(f"asking elsewhere: {error}")
         return self._has_doubted
+
+    def _doubts_peers(self, error: ImgfsError) -> bool:
+        """Have what peers have sent of wrong bytes fetched again; False if it is not their fault."""
+        if self._downloads is None or isinstance(error, UnreadablePartial) or self._are_bytes_right(error):
+            return False
+        return self._downloads.doubt_peers(self._layer, self._stored)
 
     def _are_bytes_right(self, error: ImgfsError) -> bool:
         """Return True if the blob has its digest, so that it is the image that is wrong."""

@@ -21,6 +21,7 @@ from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
 from imgfs.peers.flat_name import FlatName
 from imgfs.peers.layer_spans import format_spans
+from imgfs.peers.lent import Lent
 from imgfs.peers.presence import Presence
 from imgfs.store.flat import FlatLayer
 from imgfs.store.flat_files import PRESENT, read_shape
@@ -40,9 +41,6 @@ class PresentLayer:
         self.size = flat.size
         self._flat = flat
         self._starts = starts
-        self._users = 0
-        self._is_dropped = False
-        self._lock = threading.Lock()
 
     def presence(self) -> Presence:
         """Return what of it is present."""
@@ -68,29 +66,9 @@ class PresentLayer:
     def _holding(self, start: int, end: int) -> tuple[int, int]:
         return bisect_right(self._starts, start) - 1, bisect_left(self._starts, end) - 1
 
-    def __enter__(self) -> PresentLayer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            self._close_if_unused()
-
-    def take(self) -> PresentLayer:
-        """Count one more user, for the length of a `with`."""
-        with self._lock:
-            self._users += 1
-        return self
-
-    def drop(self) -> None:
-        """Close it once it has no user."""
-        with self._lock:
-            self._is_dropped = True
-            self._close_if_unused()
-
-    def _close_if_unused(self) -> None:
-        if self._is_dropped and not self._users:
-            self._flat.close()
+    def close(self) -> None:
+        """Close its files."""
+        self._flat.close()
 
 
 class CachedLayers:
@@ -99,12 +77,12 @@ class CachedLayers:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._open: OrderedDict[FlatName, tuple[float, PresentLayer]] = OrderedDict()
+        self._open: OrderedDict[FlatName, tuple[float, Lent[PresentLayer]]] = OrderedDict()
         self._named: dict[FlatName, dict[str, StoredLayer]] = {}  # blobs that decode to the same
         self._seen: dict[str, tuple[int, int, int]] = {}  # stamps of the indexes that have been read
         self._looked = -_LOOK
 
-    def find(self, name: FlatName) -> PresentLayer | None:
+    def find(self, name: FlatName) -> Lent[PresentLayer] | None:
         """Return an open layer, to be used in a `with`; None if the store has nothing of it."""
         with self._lock:
             self._drop_old()
@@ -115,13 +93,14 @@ class CachedLayers:
                     layer = self._opened(name)
                 if layer is None:
                     return None
-                self._open[name] = time.monotonic(), layer
+                self._open[name] = time.monotonic(), Lent(layer)
             return self._open[name][1].take()
 
     def spans(self, digest: Digest) -> bytes | None:
         """Return how a blob is cut, as it is told; None if this store has not scanned it."""
         try:
-            path = self._store.layer(digest).index
+            layer = self._store.find_layer(digest)
+            path = layer.index if layer else None
             if path is None:
                 return None
             with LayerIndex(path) as index:

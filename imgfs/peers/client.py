@@ -1,4 +1,4 @@
-"""One peer, asked over connections that are kept: what it has of a layer, flat bytes, how a blob is cut.
+"""One peer, asked over connections that are kept: what it has of a layer, its bytes, how its blob is cut.
 
 Everything has an end: a question, the head of an answer and a read as a whole. Redirects are not followed,
 proxies not used, encodings not accepted. The bytes that come are in no way trusted.
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from imgfs.errors import NotFound, RegistryError, Unavailable, describe
 from imgfs.oci.descriptor import Descriptor
 from imgfs.peers.address import PeerAddress
-from imgfs.peers.flat_name import FLAT, PRESENCE, FlatName, spans_path
+from imgfs.peers.arriving import LARGEST_ARRIVING, Arriving
+from imgfs.peers.flat_name import ARRIVING, BLOB, FLAT, PRESENCE, SPANS, FlatName, blob_path
 from imgfs.peers.layer_spans import LARGEST_SPANS
 from imgfs.peers.presence import LARGEST_TEXT, Presence
 from imgfs.registry.sockets import Deadline, PlainSocket, TlsSocket, dial, dial_unix
@@ -25,7 +26,9 @@ from imgfs.registry.tls import context_of
 
 CONNECT = 0.5  # seconds for a connection: a registry is not much further away
 ANSWER = 3.0  # seconds for the head of an answer, of a busy machine, too: readers wait less (`content.race`)
-_LEAST_RATE = 8e6  # bytes per second of a read that is worth waiting for
+LEAST_RATE = 8e6  # bytes per second of a read that is worth waiting for
+_STEP = max(1.0, CONNECT)  # seconds in which anything is sent or comes
+STALL = 3.0  # seconds in which anything comes of bytes that the peer is fetching itself
 _HEAD = 16 << 10  # bytes of an answer's head
 _PIECE = 256 << 10  # bytes that are asked of a socket at once
 _BRIEF = 0.001  # seconds that a reader takes for a piece, and which may count as the peer's
@@ -34,11 +37,16 @@ _IDLE = 10.0  # seconds for which one is kept: the server's are longer
 _USUAL = {"Accept-Encoding": "identity", "User-Agent": "imgfs"}
 
 
+class Stalled(Unavailable):
+    """What is awaited of a peer does not come in time."""
+
+
 @dataclass(slots=True)
 class _Connection:
     """An open connection, and what bounds it."""
 
     http: http.client.HTTPConnection
+    sock: PlainSocket | TlsSocket
     deadline: Deadline
     since: float = 0.0  # when it was last used
 
@@ -65,7 +73,30 @@ class PeerClient:
 
         Raises ImgfsError.
         """
-        return self._json(spans_path(layer.digest), LARGEST_SPANS)
+        return self._json(blob_path(SPANS, layer.digest), LARGEST_SPANS)
+
+    def arriving(self, layer: Descriptor) -> Arriving | None:
+        """Ask how far its download of a blob is; None if there is none. Raises ImgfsError."""
+        body = self._json(blob_path(ARRIVING, layer.digest), LARGEST_ARRIVING)
+        return None if body is None else Arriving.from_json(body, layer.size)
+
+    def blob(
+        self, layer: Descriptor, start: int, end: int, seconds: float, step: float = STALL
+    ) -> Iterator[bytes]:
+        """Yield the bytes `[start, end)` of a blob as the peer has them, in so many seconds or fewer.
+
+        They may end early: the peer does not have the rest, and will not. Raises ImgfsError; Stalled if they
+        do not come in time, or none at all for the seconds of a `step`.
+        """
+        ends = time.monotonic() + seconds
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        path = blob_path(BLOB, layer.digest)
+        with _PeerRequest(self, path, headers, time.monotonic() + ANSWER, step) as answer:
+            if answer.status in (http.client.NOT_FOUND, http.client.REQUESTED_RANGE_NOT_SATISFIABLE):
+                return
+            self._check_range(answer, start, end)
+            answer.extend(ends)
+            yield from answer.body(may_end=True)
 
     def _json(self, path: str, largest: int) -> bytes | None:
         """Ask for a text of at most so many bytes; None if there is none. Raises ImgfsError."""
@@ -75,7 +106,7 @@ class PeerClient:
                 return None
             if answer.status != http.client.OK or answer.length is None or answer.length > largest:
                 raise self.refusal(f"answers {answer.status}, or without a length in bounds")
-            answer.extend(ends + answer.length / _LEAST_RATE)
+            answer.extend(ends + answer.length / LEAST_RATE)
             return b"".join(answer.body())
 
     def read(self, name: FlatName, start: int, end: int) -> Iterator[bytes]:
@@ -88,15 +119,19 @@ class PeerClient:
         with _PeerRequest(self, name.path(FLAT), headers, ends) as answer:
             if answer.status in (http.client.NOT_FOUND, http.client.REQUESTED_RANGE_NOT_SATISFIABLE):
                 raise NotFound(f"peer {self.name}: has them no more")
-            if answer.status != http.client.PARTIAL_CONTENT or answer.length != end - start:
-                raise self.refusal(f"answers {answer.status}, or with another length")
-            if not answer.content_range.startswith(f"bytes {start}-{end - 1}/"):
-                raise self.refusal("answers with another range")
-            answer.extend(ends + (end - start) / _LEAST_RATE)
+            self._check_range(answer, start, end)
+            answer.extend(ends + (end - start) / LEAST_RATE)
             for piece in answer.body():
                 given = time.monotonic()
                 yield piece
                 answer.excuse(time.monotonic() - given)
+
+    def _check_range(self, answer: _PeerRequest, start: int, end: int) -> None:
+        """Raise Unavailable unless a range is answered."""
+        if answer.status != http.client.PARTIAL_CONTENT or answer.length != end - start:
+            raise self.refusal(f"answers {answer.status}, or with another length")
+        if not answer.content_range.startswith(f"bytes {start}-{end - 1}/"):
+            raise self.refusal("answers with another range")
 
     def refusal(self, why: str) -> RegistryError:
         """Return an error about this peer."""
@@ -140,14 +175,14 @@ class PeerClient:
                 assert isinstance(made, TlsSocket)
                 sock = made
             deadline = sock.deadline = Deadline()
-            sock.settimeout(max(1.0, seconds))  # of a step without a deadline: of sending
+            sock.settimeout(_STEP)
         except BaseException:
             sock.close()
             raise
         connection = http.client.HTTPConnection(address.host or "localhost", address.port or None)
         connection.sock = sock
         connection.auto_open = 0
-        return _Connection(connection, deadline)
+        return _Connection(connection, sock, deadline)
 
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
@@ -161,8 +196,11 @@ class PeerClient:
 class _PeerRequest:
     """One request and its answer: a context manager, within which nothing but ImgfsError is raised."""
 
-    def __init__(self, client: PeerClient, path: str, headers: dict[str, str], ends: float) -> None:
+    def __init__(
+        self, client: PeerClient, path: str, headers: dict[str, str], ends: float, step: float = _STEP
+    ) -> None:
         self._client = client
+        self._step = step
         self._request = path, {**_USUAL, **headers}
         self._ends = ends
         self._is_read = False
@@ -177,6 +215,8 @@ class _PeerRequest:
                     raise
                 self._connection = self._client.connection(self._ends, is_new=True)  # it had closed
                 self._answer(self._connection)
+        except TimeoutError as error:
+            raise Stalled(f"peer {self._client.name}: {describe(error)}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._client.refusal(describe(error)) from error
         return self
@@ -184,6 +224,7 @@ class _PeerRequest:
     def _answer(self, connection: _Connection) -> None:
         path, headers = self._request
         try:
+            connection.sock.settimeout(self._step)
             connection.deadline.begin(max(0.001, self._ends - time.monotonic()), _HEAD)
             connection.http.request("GET", path, headers=headers)
             self._found = connection.http.getresponse()
@@ -205,14 +246,18 @@ class _PeerRequest:
         if seconds > _BRIEF:
             self.extend(self._ends + seconds)
 
-    def body(self) -> Iterator[bytes]:
-        """Yield the body, which has the announced length. Raises Unavailable."""
+    def body(self, *, may_end: bool = False) -> Iterator[bytes]:
+        """Yield the body, of the announced length, or less if it `may_end` early. Raises Unavailable."""
         left = self.length or 0
         while left:
             try:
                 piece = self._found.read1(min(left, _PIECE))
+            except TimeoutError as error:
+                raise Stalled(f"peer {self._client.name}: its answer stands still") from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise self._client.refusal(f"its answer breaks off: {describe(error)}") from error
+            if not piece and may_end:
+                return
             if not piece:
                 raise self._client.refusal("its answer breaks off")
             left -= len(piece)

@@ -1,4 +1,4 @@
-"""The name of a flat layer between peers, and the paths of what is served of it.
+"""The name of a flat layer between peers, and the paths of what is served of it, and of its blob.
 
 A layer whose flat space is its tar stream is named by the DiffID, whatever it is packed as. One cut by a
 table of contents has another flat space: it is named by blob and space.
@@ -6,9 +6,12 @@ table of contents has another flat space: it is named by blob and space.
     /imgfs/v1/flat/DIFFID                      bytes, by Range        /imgfs/v1/presence/DIFFID
     /imgfs/v1/flat/DIGEST/SPACE                                       /imgfs/v1/presence/DIGEST/SPACE
 
-How a blob is cut into the spans of a tar (`layer_spans`) has the blob's digest for its name:
+What has the blob's digest for its name: how it is cut into the spans of a tar (`layer_spans`), and, while it
+is downloaded, how far it is (`arriving`), and its bytes:
 
     /imgfs/v1/spans/DIGEST
+    /imgfs/v1/arriving/DIGEST
+    /imgfs/v1/blob/DIGEST                      bytes, by Range
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from imgfs.layer.schema import TAR, Summary
 from imgfs.oci.descriptor import Digest
 
 FLAT, PRESENCE = "flat", "presence"
+SPANS, ARRIVING, BLOB = "spans", "arriving", "blob"
 _ROOT = "/imgfs/v1"
 _DIGEST = r"(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
-_SPANS = re.compile(rf"{_ROOT}/spans/({_DIGEST})")
+_OF_BLOB = re.compile(rf"{_ROOT}/({SPANS}|{ARRIVING}|{BLOB})/({_DIGEST})")
 _PATH = re.compile(rf"{_ROOT}/({FLAT}|{PRESENCE})/({_DIGEST})(?:/toc:([0-9a-f]{{64}}))?")
 
 
@@ -51,15 +55,15 @@ def parse_path(path: str) -> tuple[str, FlatName] | None:
     return what, FlatName(digest, f"toc:{table}" if table else TAR)
 
 
-def spans_path(digest: Digest) -> str:
-    """Return the path of how the blob with this digest is cut."""
-    return f"{_ROOT}/spans/{digest}"
+def blob_path(what: str, digest: Digest) -> str:
+    """Return the path of SPANS, ARRIVING or BLOB of the blob with this digest."""
+    return f"{_ROOT}/{what}/{digest}"
 
 
-def parse_spans_path(path: str) -> Digest | None:
-    """Return the inverse of `spans_path`; None for any other path."""
-    found = _SPANS.fullmatch(path)
-    return Digest.parse(found[1], where="peer") if found else None
+def parse_blob_path(path: str) -> tuple[str, Digest] | None:
+    """Return the inverse of `blob_path`; None for any other path."""
+    found = _OF_BLOB.fullmatch(path)
+    return (found[1], Digest.parse(found[2], where="peer")) if found else None
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, IntegrityError, LimitReached, NotFound
@@ -156,6 +157,13 @@ class PeerPool:
             self.failed(peer, error)
             return None
 
+    def sharers(self, layer: Descriptor) -> list[Peer]:
+        """Return the peers that share a download of a blob: the same ones of many, whichever machine asks."""
+        self._look_up()
+        with self._lock:
+            usable = [peer for peer in self._peers.values() if peer.is_usable()]
+            return [] if self._closed else sorted(usable, key=lambda peer: _rank(peer, layer))[:_MOST]
+
     def report(self) -> list[EndpointStatus]:
         """Return the state of each peer."""
         with self._lock:
@@ -262,6 +270,10 @@ class PeerPool:
                 self._looked_up, self._looking = self._clock(), None
         for peer in gone:
             peer.client.close()
+
+
+def _rank(peer: Peer, layer: Descriptor) -> bytes:
+    return sha256(f"{peer.client.name} {layer.digest}".encode()).digest()
 
 
 def _places(address: PeerAddress) -> Iterable[tuple[PeerAddress, str | None]]:

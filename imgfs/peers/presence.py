@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,13 +43,27 @@ class Presence:
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and end <= self._ends[at]
 
-    def to_json(self, size: int) -> bytes:
-        """Return what is told of a flat layer of `size` bytes."""
+    @property
+    def size(self) -> int:
+        """Return the bytes of all ranges."""
+        return sum(self._ends) - sum(self._starts)
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Return True if any of a range is present."""
+        at = bisect_left(self._starts, end) - 1
+        return at >= 0 and self._ends[at] > start
+
+    def longest(self) -> list[tuple[int, int]]:
+        """Return the ranges that are told: the longest ones."""
         ranges = self.ranges
         if len(ranges) > MOST_RANGES:
             longest = sorted(ranges, key=lambda range_: range_[0] - range_[1])[:MOST_RANGES]
             ranges = sorted(longest)
-        return json.dumps({"size": size, "present": ranges}, separators=(",", ":")).encode()
+        return ranges
+
+    def to_json(self, size: int) -> bytes:
+        """Return what is told of a flat layer of `size` bytes."""
+        return json.dumps({"size": size, "present": self.longest()}, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, body: bytes) -> Presence:
@@ -57,18 +71,24 @@ class Presence:
         if body.count(b"[") > MOST_RANGES + 1 or body.count(b",") > 2 * MOST_RANGES or body.count(b"{") > 1:
             raise InvalidImage(f"a presence of more than {MOST_RANGES} ranges", where="peer")
         try:
-            fields = json.loads(body)
-            ranges = [(start, end) for start, end in fields["present"]]
+            return cls.of(json.loads(body)["present"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidImage(f"a presence that makes no sense: {error}", where="peer") from error
+
+    @classmethod
+    def of(cls, told: Iterable[Sequence[object]]) -> Presence:
+        """Return the ranges that a peer tells; raises InvalidImage, ValueError or TypeError."""
+        ranges = [(start, end) for start, end in told]
         if len(ranges) > MOST_RANGES:
             raise InvalidImage(f"a presence of more than {MOST_RANGES} ranges", where="peer")
-        numbers = [number for range_ in ranges for number in range_]
-        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+        numbers = [
+            number for range_ in ranges for number in range_ if type(number) is int and 0 <= number < 1 << 62
+        ]
+        if len(numbers) != 2 * len(ranges):
             raise InvalidImage("a presence with offsets that are none", where="peer")
         if any(after < before for before, after in pairwise(numbers)):
             raise InvalidImage("a presence whose ranges do not ascend", where="peer")
-        return cls(ranges)
+        return cls(zip(numbers[::2], numbers[1::2], strict=True))
 
     @classmethod
     def of_spans(cls, bounds: Iterable[tuple[int, int]]) -> Presence:

@@ -1,4 +1,5 @@
-"""Serving cached layers to peers over HTTP/1.1: read only, by exact names, no more than is present.
+"""Serving layers to peers over HTTP/1.1, cached ones and blobs that arrive: read only, by exact names, and no
+more than is here.
 
 On TCP beyond loopback a client shows a certificate of the given authority, or is not answered: clients that
 are may read every layer that is here and whose digest they know, that of a private image, too. Clients
@@ -11,7 +12,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from http import HTTPStatus
@@ -22,10 +23,12 @@ from typing import Any, NamedTuple
 from imgfs.errors import ImgfsError, StoreError, UsageError, describe
 from imgfs.listening import LOOK, BoundedHead, BoundedServer, ListenAddress, MakeHandler, UnixServer
 from imgfs.oci.descriptor import Digest
+from imgfs.peers.arriving_blobs import ArrivingBlobs, bytes_of, told
 from imgfs.peers.cached_layers import CachedLayers, PresentLayer
-from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range, parse_spans_path
+from imgfs.peers.flat_name import ARRIVING, PRESENCE, SPANS, parse_blob_path, parse_path, parse_range
 from imgfs.peers.layer_spans import LARGEST_SPANS
 from imgfs.registry.urls import is_loopback_host
+from imgfs.store.partial import PartialReader
 from imgfs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -60,16 +63,18 @@ class PeerServer:
                 f"peers at {address}: beyond this machine clients must show a certificate: "
                 "--peer-ca, --peer-cert and --peer-key"
             )
-        self._layers = CachedLayers(store)
+        self._layers, self._arriving = CachedLayers(store), ArrivingBlobs(store)
         try:
-            self._server = _listen(address, partial(_PeerHandler, self._layers), certificates)
+            handler = partial(_PeerHandler, self._layers, self._arriving)
+            self._server = _listen(address, handler, certificates)
         except (OSError, UnicodeError) as error:
             raise ImgfsError(f"peers at {address}: {describe(error)}") from error
+        self._server.at_look = self._arriving.tidy
         self.address = self._server.address
 
     def serve(self) -> None:
         """Answer until `shutdown` is called, in another thread."""
-        with closing(self._layers):
+        with closing(self._layers), closing(self._arriving):
             try:
                 self._server.serve_forever(LOOK)
             finally:
@@ -162,8 +167,9 @@ class _PeerHandler(BoundedHead, BaseHTTPRequestHandler):
     server_version, sys_version = "imgfs", ""
     timeout = _STEP
 
-    def __init__(self, layers: CachedLayers, *connection: Any) -> None:
+    def __init__(self, layers: CachedLayers, arriving: ArrivingBlobs, *connection: Any) -> None:
         self._layers = layers
+        self._arriving = arriving
         super().__init__(*connection)  # which answers
 
     def setup(self) -> None:
@@ -183,26 +189,23 @@ class _PeerHandler(BoundedHead, BaseHTTPRequestHandler):
         super().handle_one_request()
 
     def do_GET(self) -> None:
-        """Send a presence, a range of a flat layer, or how a blob is cut."""
+        """Send a presence, a range of a flat layer, or what there is of a blob."""
         self._server.answers(self.request, IDLE)
-        blob = parse_spans_path(self.path)
-        if blob:
-            self._send_spans(blob)
-            return
-        named = parse_path(self.path)
-        layer = self._layers.find(named[1]) if named else None
-        if named is None or layer is None:
-            self._refuse(HTTPStatus.NOT_FOUND)
-            return
-        with layer:
-            try:
-                if named[0] == PRESENCE:
-                    self._send_presence(layer)
-                else:
-                    self._send_range(layer)
-            except StoreError as error:
-                log.warning("%s", error)
-                self.close_connection = True
+        of_blob, of_flat = parse_blob_path(self.path), parse_path(self.path)
+        try:
+            if of_blob and of_blob[0] == SPANS:
+                self._send_spans(of_blob[1])
+            elif of_blob and (part := self._arriving.find(of_blob[1])):
+                with part as reader:
+                    self._send_arriving(of_blob[0], reader)
+            elif of_flat and (layer := self._layers.find(of_flat[1])):
+                with layer as present:
+                    self._send_flat(of_flat[0], present)
+            else:
+                self._refuse(HTTPStatus.NOT_FOUND)
+        except StoreError as error:
+            log.warning("%s", error)
+            self.close_connection = True
 
     do_HEAD = do_GET  # noqa: N815  (named by http.server)
 
@@ -214,29 +217,40 @@ class _PeerHandler(BoundedHead, BaseHTTPRequestHandler):
         self._server.answers(self.request, IDLE + len(body) / _SLOWEST)
         self._send_json(body)
 
-    def _send_presence(self, layer: PresentLayer) -> None:
-        self._send_json(layer.presence().to_json(layer.size))
+    def _send_arriving(self, what: str, part: PartialReader) -> None:
+        if what == ARRIVING:
+            self._send_json(told(part).to_json(part.size))
+        else:
+            self._send_range(part.size, lambda start, end: bytes_of(part, start, end))
+
+    def _send_flat(self, what: str, layer: PresentLayer) -> None:
+        if what == PRESENCE:
+            self._send_json(layer.presence().to_json(layer.size))
+        else:
+            self._send_range(layer.size, lambda *wanted: layer.read(*wanted) if layer.has(*wanted) else None)
 
     def _send_json(self, body: bytes) -> None:
         self._send_head(HTTPStatus.OK, len(body), {"Content-Type": "application/json"})
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _send_range(self, layer: PresentLayer) -> None:
-        wanted = parse_range(self.headers.get("Range"), layer.size)
-        if wanted is None or wanted[1] - wanted[0] > _LARGEST or not layer.has(*wanted):
-            refused = {"Content-Range": f"bytes */{layer.size}"}
+    def _send_range(self, size: int, read: Callable[[int, int], Iterator[bytes] | None]) -> None:
+        """Send the range of so many bytes that is asked for, if `read` has it."""
+        wanted = parse_range(self.headers.get("Range"), size)
+        pieces = read(*wanted) if wanted and wanted[1] - wanted[0] <= _LARGEST else None
+        if wanted is None or pieces is None:
+            refused = {"Content-Range": f"bytes */{size}"}
             self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
             return
         start, end = wanted
         self._server.answers(self.request, IDLE + (end - start) / _SLOWEST)
         headers = {
-            "Content-Range": f"bytes {start}-{end - 1}/{layer.size}",
+            "Content-Range": f"bytes {start}-{end - 1}/{size}",
             "Content-Type": "application/octet-stream",
         }
         self._send_head(HTTPStatus.PARTIAL_CONTENT, end - start, headers)
         if self.command != "HEAD":
-            self._send_body(layer.read(start, end), end - start)
+            self._send_body(pieces, end - start)
 
     def _send_body(self, pieces: Iterator[bytes], length: int) -> None:
         """Send a body; what has been evicted meanwhile ends the connection, before its length is reached."""

@@ -1,28 +1,41 @@
 """A partial download of a blob: its bytes arrive in any order, and outlive the process.
 
     layers/sha256/HEX/part        the compressed bytes received so far
-    layers/sha256/HEX/part.map    a header, and a byte for each unit of 256 KiB: 1 once it is written
+    layers/sha256/HEX/part.map    a header, and a byte for each unit of 256 KiB: its mark
 
 A unit is marked after it has been written, so a killed process loses the one it was at. After a reboot no
 mark counts: marks may have reached the disk ahead of their bytes. A writer holds the layer's lock.
+
+Other processes may read along (`PartialReader`): so peers get it while it comes. The marks tell them what the
+writer has fetched itself, and what it is about to fetch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError, describe
-from imgfs.store.atomic import boot_id
+from imgfs.owned.opening import open_owned_file
+from imgfs.owned.writing import os_errors
+from imgfs.store.atomic import boot_id, is_held
 from imgfs.store.staging import write_at
 
 UNIT = 256 << 10
 NAMES = ("part", "part.map")
 _HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, bytes of a unit, of the blob
 _MAGIC = b"imgfspar"
+
+# Marks. Nothing is fetched of units that are CLAIMED once their writer is gone.
+MISSING, FETCHED, BY_PEER, CLAIMED = range(4)
+_WRITTEN = (FETCHED, BY_PEER)
+_DISCLAIM = bytes(mark if mark in _WRITTEN else MISSING for mark in range(256))
+_CLAIM = bytes(CLAIMED if mark == MISSING else mark for mark in range(256))
 
 
 class UnreadablePartial(StoreError):
@@ -82,7 +95,7 @@ class PartialBlob:
         stored = os.pread(marks, len(head) + self.units, 0)
         is_whole = len(stored) == len(head) + self.units and os.fstat(data).st_size == self.size
         if stored[: len(head)] == head and is_whole:
-            return bytearray(stored[len(head) :])
+            return bytearray(stored[len(head) :].translate(_DISCLAIM))
         os.ftruncate(marks, 0)
         os.ftruncate(data, 0)
         os.ftruncate(data, self.size)
@@ -95,7 +108,16 @@ class PartialBlob:
 
     def has(self, unit: int) -> bool:
         """Return True if a unit has been written."""
-        return bool(self._marks[unit])
+        return self._marks[unit] in _WRITTEN
+
+    def by_peers(self) -> list[int]:
+        """Return the units that peers have brought."""
+        return [unit for unit, mark in enumerate(self._marks) if mark == BY_PEER]
+
+    @property
+    def name(self) -> str:
+        """Return what this download is called between machines."""
+        return _name_of(self._fds[1])
 
     def here(self) -> int:
         """Return how many of the blob's bytes have been written."""
@@ -121,16 +143,34 @@ class PartialBlob:
             write_at(self._fds[0], offset, piece)
         self._note_written(len(piece))
 
-    def mark(self, unit: int) -> None:
+    def mark(self, unit: int, mark: int = FETCHED) -> None:
         """Mark a unit, all of which has been written. Raises StoreError."""
+        self._set(unit, bytes([mark]))
+
+    def forget(self, unit: int) -> None:
+        """Have a unit fetched again. Raises StoreError."""
+        self._set(unit, bytes([MISSING]))
+
+    def claim(self, first: int, end: int) -> None:
+        """Say that what is missing of the units from `first` up to `end` is about to be fetched.
+
+        Raises StoreError.
+        """
+        self._set(first, self._marks[first:end].translate(_CLAIM))
+
+    def disclaim(self, first: int, end: int) -> None:
+        """Say that what is missing of them is not fetched after all. Raises StoreError."""
+        self._set(first, self._marks[first:end].translate(_DISCLAIM))
+
+    def _set(self, first: int, marks: bytes | bytearray) -> None:
         with self._lock:
             if not self._fds:
                 raise StoreError("the download has been given up")
             try:
-                os.pwrite(self._fds[1], b"\1", _HEADER.size + unit)
+                os.pwrite(self._fds[1], marks, _HEADER.size + first)
             except OSError as error:
                 raise StoreError(f"{self._paths[1]}: cannot write to the store: {error.strerror}") from error
-            self._marks[unit] = 1
+            self._marks[first : first + len(marks)] = marks
 
     def piece(self, unit: int) -> StoredPiece:
         """Return a unit that has been written."""
@@ -142,3 +182,74 @@ class PartialBlob:
         with self._lock:
             while self._fds:
                 os.close(self._fds.pop())
+
+
+class PartialReader:
+    """The partial download of a blob in a layer's `directory`, which another process may be at.
+
+    Safe in threads. Its files stay open, and so readable, when the download is over and they are removed.
+    Raises FileNotFoundError if there is none, or none of this boot; StoreError.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._fds: list[int] = []
+        try:
+            for name in NAMES:
+                self._fds.append(open_owned_file(directory / name, os.O_RDONLY))
+            with os_errors(directory):
+                head = os.pread(self._fds[1], _HEADER.size, 0)
+                self.name = _name_of(self._fds[1])
+            self.size = _size_in(head)
+        except BaseException:
+            self.close()
+            raise
+        self.units = -(-self.size // UNIT)
+
+    def marks(self, first: int = 0, end: int | None = None) -> bytes:
+        """Return the marks of the units from `first` up to `end`: fewer if it has been begun anew.
+
+        Raises StoreError.
+        """
+        with os_errors(self._directory):
+            count = (self.units if end is None else end) - first
+            return os.pread(self._fds[1], count, _HEADER.size + first)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes `[start, end)`, which have been written. Raises StoreError."""
+        with os_errors(self._directory):
+            return os.pread(self._fds[0], end - start, start)
+
+    def is_growing(self) -> bool:
+        """Return True while a process is at it. Raises StoreError."""
+        return not self.is_removed() and is_held(self._directory / "lock")
+
+    def is_removed(self) -> bool:
+        """Return True if the download is over, and its files have been removed."""
+        return os.fstat(self._fds[1]).st_nlink == 0
+
+    def is_current(self) -> bool:
+        """Return True if it is still the one that has its place."""
+        with suppress(OSError):
+            return os.path.samestat(os.stat(self._directory / NAMES[1]), os.fstat(self._fds[1]))
+        return False
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _size_in(head: bytes) -> int:
+    """Return the size of the blob that is in the header of its marks. Raises FileNotFoundError."""
+    if len(head) == _HEADER.size:
+        magic, boot, unit, size = _HEADER.unpack(head)
+        if (magic, boot, unit) == (_MAGIC, boot_id(), UNIT):
+            return int(size)
+    raise FileNotFoundError("a partial download of another boot")
+
+
+def _name_of(fd: int) -> str:
+    """Return a name for an open file that no other file has, on any machine, while it is there."""
+    stat = os.fstat(fd)
+    return hashlib.sha256(b"%s %d %d" % (boot_id(), stat.st_dev, stat.st_ino)).hexdigest()[:32]

@@ -193,6 +193,11 @@ class Store:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._layer(directory, digest)
 
+    def find_layer(self, digest: Digest) -> StoredLayer | None:
+        """Return a layer's directory, None if it does not exist."""
+        directory = self._path("layers", digest)
+        return self._layer(directory, digest) if directory.is_dir() else None
+
     def _layer(self, directory: Path, digest: Digest) -> StoredLayer:
         return StoredLayer(directory, digest, self._checksums, self.limit.note_written, self.limit.admits)
 

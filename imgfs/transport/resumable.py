@@ -5,6 +5,10 @@ or a registry that goes away, what has come must not be fetched again: so the by
 (`store.partial`) as they come, and handed on in order. Nothing of them is believed: the scan checks the
 digest of the whole blob, whichever process fetched which part of it, from whichever registry.
 
+Where there are peers that download the same blob, each fetches a part of it, and has the rest from the others
+(`transport.shared_download`). If the digest does not hold then, what peers have brought is fetched again, and
+shows which of them has sent wrong bytes.
+
 The download runs ahead of its reader, as fast as the link: what has been sent is on disk, not in a socket.
 It may come by several ranges at once, as one connection seldom fills a link; but not from a registry that
 answers a range with the whole blob, which RFC 9110 (14.2) allows: there one request fetches what is missing.
@@ -13,18 +17,22 @@ answers a range with the whole blob, which RFC 9110 (14.2) allows: there one req
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from imgfs.errors import IntegrityError
-from imgfs.oci.descriptor import Descriptor
-from imgfs.parallel import ThreadPool
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.store.layer import StoredLayer
 from imgfs.store.partial import UNIT, PartialBlob, StoredPiece
+from imgfs.transport.download import Download
 from imgfs.transport.source import Source
 
+if TYPE_CHECKING:
+    from imgfs.peers.pool import Peer
+
 AT_ONCE = 8  # requests under way for all layers together
-_REQUEST = 8 << 20  # bytes asked for at once, where there are several connections
 _WORTHWHILE = 4 * UNIT  # bytes of a blob: a smaller one is streamed, and begun anew
 # Bytes that a blob says it has: a larger one, too. Its marks, a byte for each unit, would be what the image's
 # author likes; those of this are 512 KiB.
@@ -37,6 +45,8 @@ class ResumableDownloads:
     def __init__(self, connections: int = 1) -> None:
         self._connections = connections
         self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._brought: dict[Digest, dict[int, Peer]] = {}  # by blob and unit: who has sent it
+        self._doubted: dict[Digest, dict[int, bytes]] = {}  # digests of what they have sent of wrong blobs
 
     def blob(
         self, descriptor: Descriptor, source: Source, stored: StoredLayer, found: Callable[[int], None]
@@ -46,96 +56,62 @@ class ResumableDownloads:
         The caller holds the layer's lock, and removes what is kept with `drop_part`. `found` is told how many
         bytes of it were kept already.
         """
-        if not _WORTHWHILE <= descriptor.size <= _LARGEST_KEPT:
+        if not _is_kept(descriptor):
             yield from source.blob(descriptor)
             return
         with closing(stored.part(descriptor.size)) as part:
             found(part.here())
-            with closing(_Download(descriptor, source, part, self._turns, self._connections)) as download:
+            with closing(self._download(descriptor, source, part)) as download:
+                download.begin()
                 for unit in range(part.units):
                     download.wait_for(unit)
                     yield part.piece(unit)
 
+    def _download(self, descriptor: Descriptor, source: Source, part: PartialBlob) -> Download:
+        peers = source.peers()
+        if peers is None or descriptor.digest in self._doubted:
+            return Download(descriptor, source, part, self._turns, self._connections)
+        from imgfs.transport.shared_download import SharedDownload  # here: most have no peers
 
-class _Download:
-    """What is missing of one blob, on its way into `part`."""
+        brought = self._brought.setdefault(descriptor.digest, {})
+        return SharedDownload(
+            descriptor, source, part, self._turns, self._connections, peers=peers, brought=brought
+        )
 
-    def __init__(
-        self,
-        descriptor: Descriptor,
-        source: Source,
-        part: PartialBlob,
-        turns: threading.BoundedSemaphore,
-        connections: int,
-    ) -> None:
-        self._descriptor = descriptor
-        self._source = source
-        self._part = part
-        self._turns = turns
-        self._changed = threading.Condition()
-        self._error: Exception | None = None
-        self._ended = False
-        self._pool = ThreadPool(connections, thread_name_prefix="imgfs-part")
-        ranges = list(part.missing(_REQUEST if connections > 1 else descriptor.size))
-        if ranges:
-            self._pool.submit(self._bring, ranges[0], ranges[1:])
+    def doubt_peers(self, descriptor: Descriptor, stored: StoredLayer) -> bool:
+        """Have what peers have brought of a blob fetched again, from the source; False if that is nothing.
 
-    def wait_for(self, unit: int) -> None:
-        """Wait until a unit is there; raises what keeps it, or another one, away."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._part.has(unit) or self._error)
-        if self._error and not self._part.has(unit):
-            raise self._error
-
-    def close(self) -> None:
-        """Give up what has not come; what is under way ends at its next chunk."""
-        self._ended = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _bring(self, wanted: tuple[int, int], others: Sequence[tuple[int, int]] = ()) -> None:
-        try:
-            with self._turns:
-                self._fetch(wanted, others)
-        except Exception as error:  # noqa: BLE001  (raised to the thread that waits)
-            with self._changed:
-                self._error = self._error or error
-                self._ended = True
-                self._changed.notify_all()
-
-    def _fetch(self, wanted: tuple[int, int], others: Sequence[tuple[int, int]]) -> None:
-        """Fetch a range and, once its first chunk shows that ranges are answered, the others beside it."""
-        at, end = self._receive(wanted, others)
-        if at != end and not self._ended and self._source.ignores_ranges(self._descriptor):
-            at, end = self._receive((at, self._descriptor.size))
-        if at != end and not self._ended:
-            what = f"length of bytes {wanted[0]} to {end} of blob {self._descriptor.digest.short}"
-            raise IntegrityError(what, expected=end - wanted[0], actual=at - wanted[0])
-
-    def _receive(self, wanted: tuple[int, int], others: Sequence[tuple[int, int]] = ()) -> tuple[int, int]:
-        """Write what comes of a range; return where that ended, and where it ought to end.
-
-        It ends early, before the `others` are begun, if each of them would cost the whole blob.
+        Raises StoreError.
         """
-        at, end = wanted
-        unit = at // UNIT
-        for chunk in self._source.blob(self._descriptor, at, end):
-            if self._ended:
-                break
-            self._part.write(at, chunk[: end - at])
-            at += len(chunk)
-            unit = self._mark(unit, min(at, end))
-            if others and self._source.ignores_ranges(self._descriptor):
-                break
-            for other in others:
-                self._pool.submit(self._bring, other)
-            others = ()
-        return at, end
+        if not _is_kept(descriptor):
+            return False
+        with closing(stored.part(descriptor.size)) as part:
+            units = part.by_peers()
+            if units:
+                self._doubted[descriptor.digest] = {unit: _digest(part, unit) for unit in units}
+            for unit in units:
+                part.forget(unit)
+        return bool(units)
 
-    def _mark(self, unit: int, until: int) -> int:
-        """Mark the units from `unit` on that end before the offset `until`; the first one that does not."""
-        with self._changed:
-            while unit < self._part.units and self._part.bounds(unit)[1] <= until:
-                self._part.mark(unit)
-                unit += 1
-            self._changed.notify_all()
-        return unit
+    def judge_peers(self, descriptor: Descriptor, source: Source, stored: StoredLayer) -> None:
+        """Name the peers that have sent other bytes than are kept now, which have the digest."""
+        peers, doubted = source.peers(), self._doubted.get(descriptor.digest)
+        if peers is None or doubted is None:
+            return
+        brought = self._brought.get(descriptor.digest, {})
+        with closing(stored.part(descriptor.size)) as part:
+            for unit, digest in doubted.items():
+                peer = brought.get(unit)
+                if peer and part.has(unit) and _digest(part, unit) != digest:
+                    what = (
+                        f"bytes {part.bounds(unit)[0]} to {part.bounds(unit)[1]} of {descriptor.digest.short}"
+                    )
+                    peers.expel(peer, IntegrityError(what, expected="those of the digest", actual="others"))
+
+
+def _is_kept(descriptor: Descriptor) -> bool:
+    return _WORTHWHILE <= descriptor.size <= _LARGEST_KEPT
+
+
+def _digest(part: PartialBlob, unit: int) -> bytes:
+    return sha256(part.piece(unit).read()).digest()

@@ -24,7 +24,7 @@ from imgfs.peers import client as asking
 from imgfs.peers import pace
 from imgfs.peers import pool as pools
 from imgfs.peers.address import parse_peer
-from imgfs.peers.flat_name import spans_path
+from imgfs.peers.flat_name import SPANS, blob_path
 from imgfs.peers.layer_spans import parse_spans
 from imgfs.peers.pool import PeerPool
 from imgfs.peers.presence import Presence
@@ -118,7 +118,7 @@ def told_once(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a machine that has scanned the layer tells of it."""
     first = tmp_path_factory.mktemp("first")
     prepared(registry(), Store(first))
-    path = spans_path(layer_of(registry()).digest)
+    path = blob_path(SPANS, layer_of(registry()).digest)
     with peer(first) as url, urllib.request.urlopen(f"{url}{path}") as answer:
         body: bytes = answer.read()
     return body.decode()
@@ -202,7 +202,7 @@ def hostile(told: dict[str, Any], answer: Answer) -> Callable[[Connection], None
 def test_what_a_peer_does_not_send_the_registry_brings_from_there_on(
     tmp_path: Path, told: Any, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "_LEAST_RATE", 20e6)  # it is soon too late
+    monkeypatch.setattr(asking, "LEAST_RATE", 20e6)  # it is soon too late
     monkeypatch.setattr(asking, "ANSWER", 1.0)
     source = registry()
     with RawServer(hostile(told, answer)) as server, asking_peers(source, server.url):

@@ -239,7 +239,7 @@ def test_the_time_that_a_reader_takes_is_not_the_peers(
         end = rig.spans[8].flat_end
         list(client.read(name, 0, end))
         monkeypatch.setattr(asking, "ANSWER", 1.0)
-        monkeypatch.setattr(asking, "_LEAST_RATE", 1e9)
+        monkeypatch.setattr(asking, "LEAST_RATE", 1e9)
         pieces = client.read(name, 0, end)
         body = next(pieces)
         time.sleep(1.5)
