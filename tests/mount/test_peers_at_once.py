@@ -72,8 +72,7 @@ def serving(one: Imgfs) -> Iterator[subprocess.Popen[bytes]]:
     """`imgfs serve --peer` of a machine, its own peer, too: as where one name has all addresses."""
     place = f"unix:{one.directory}/peer"
     words = ("serve", "--socket", one.directory / "serve", "--peer", place)
-    # `pass_fds`: an interpreter of its own, as it has processes of its own to fork
-    running = one.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=())
+    running = one.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until((one.directory / "serve").exists, "the server to be ready")
     yield running
     if running.poll() is None:
