@@ -6,7 +6,8 @@ Reads the mount table and the store; asks no registry and no daemon, so it answe
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 
 from imgfs.cli.options import Commands, open_store, store_option
 from imgfs.cli.output import say
@@ -26,6 +27,7 @@ def add_complete(commands: Commands) -> None:
     """Describe `imgfs complete`."""
     command = commands.add_parser("complete")
     command.add_argument("kind", choices=KINDS)
+    command.add_argument("word", nargs="?", default="")
     command.set_defaults(run=complete)
     store_option(command)
 
@@ -40,10 +42,25 @@ def complete(options: argparse.Namespace) -> int:
         "volumes": _volumes,
         "topics": _topics,
     }
-    for value in sorted(set(sources[options.kind](options))):
+    found = sorted(set(sources[options.kind](options)))
+    for value in matching(found, options.word) if options.kind == "images" else found:
         if value.isprintable() and " " not in value:  # shells split words at spaces
             say(value)
     return 0
+
+
+def matching(references: Sequence[str], word: str) -> Sequence[str]:
+    """Return the references that begin with a word; if none does, those of which a part of the path does.
+
+    A shell puts what all have in common into the place of the word. Where the word would be lost by that, it
+    is one of them.
+    """
+    begin = [reference for reference in references if reference.startswith(word)]
+    if begin or not word:
+        return begin
+    within = [reference for reference in references if f"/{word}" in reference]
+    common = os.path.commonprefix(within)  # noqa: RUF071  (by characters, as shells do)
+    return [*within, word] if common and word not in common else within
 
 
 def _images(options: argparse.Namespace) -> Iterable[str]:

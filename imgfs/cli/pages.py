@@ -28,6 +28,41 @@ _SHELLS = {
     "zsh": "share/zsh/site-functions/_imgfs",
     "fish": "share/fish/vendor_completions.d/imgfs.fish",
 }
+_IMAGES = {
+    "bash": '_imgfs_images() { imgfs complete images "$1" 2>/dev/null; }',
+    "zsh": """\
+_imgfs_images() {
+  local -a found=(${(f)"$(imgfs complete images "$PREFIX" 2>/dev/null)"})
+  [[ ${#found} -gt 1 && $found[1] != $PREFIX* ]] && compstate[insert]=menu
+  compadd -U -a found
+}""",
+}
+# Bash splits words at colons, which names of images have, and takes what is offered for the last part.
+_JOINING = """\
+_imgfs_joined() {{
+  local rest=$COMP_LINE word last=${{COMP_WORDS[COMP_CWORD]}} at=-1 number=0 current=0 before
+  local -a words=() offered=()
+  for word in "${{COMP_WORDS[@]}}"; do
+    if [[ $at -ge 0 && $rest == [![:space:]]* && ( $word == :* || ${{words[at]}} == *: ) ]]; then
+      words[at]+=$word
+    else
+      rest=${{rest#"${{rest%%[![:space:]]*}}"}}
+      words[++at]=$word
+    fi
+    rest=${{rest#"$word"}}
+    if (( number++ == COMP_CWORD )); then current=$at; fi
+  done
+  local -a COMP_WORDS=("${{words[@]}}")
+  local COMP_CWORD=$current
+  {function}
+  [[ $last == : ]] && last=
+  before=${{words[current]%"$last"}}
+  for word in "${{COMPREPLY[@]}}"; do
+    if [[ $word == "$before"* ]]; then offered+=("${{word#"$before"}}"); fi
+  done
+  COMPREPLY=("${{offered[@]}}")
+}}
+"""
 _MOUNT_HELPER = """\
 .TH MOUNT.FUSE.IMGFS 8 "{date}" "imgfs {version}" "System administration"
 .SH NAME
@@ -107,18 +142,31 @@ def _completions() -> Iterator[tuple[str, str]]:
         _mark(parser, shell, functions)
         preamble = "\n".join(body for _, body in functions.values())
         script = shtab.complete(parser, shell, preamble=preamble)
+        if shell == "bash":
+            script = re.sub(r"^complete .*-F (\S+) imgfs$", _join_words, script, flags=re.MULTILINE)
         yield path, re.sub(r" -s (\w\w)", r" -o \1", script) if shell == "fish" else script  # as find's -name
+
+
+def _join_words(registered: re.Match[str]) -> str:
+    """Return the function that joins words before shtab's sees them, and how bash is told of it: names of
+    files are what is left, as for directories to mount on."""
+    told = registered[0].replace(registered[1], "_imgfs_joined").replace("-F", "-o default -F")
+    return _JOINING.format(function=registered[1]) + told
 
 
 def _function(shell: str, kind: str) -> tuple[str, str]:
     """Return a shell function's name, or fish's expression, and its text: it asks `imgfs complete KIND`."""
-    name = f"_imgfs_{kind}"
-    ask = f"imgfs complete {kind} 2>/dev/null"
+    name, ask = f"_imgfs_{kind}", f"imgfs complete {kind}"
+    if kind == "images" and shell != "fish":  # which finds what is in the middle of a word by itself
+        return name, _IMAGES[shell]
     if shell == "bash":
-        return name, f'{name}() {{ compgen -W "$({ask})" -- "$1"; }}'
+        return name, f'{name}() {{ compgen -W "$({ask} 2>/dev/null)" -- "$1"; }}'
     if shell == "zsh":
-        return name, f'{name}() {{ local -a found; found=(${{(f)"$({ask})"}}); compadd -a found; }}'
-    return f"({ask})", ""
+        return (
+            name,
+            f'{name}() {{ local -a found; found=(${{(f)"$({ask} 2>/dev/null)"}}); compadd -a found; }}',
+        )
+    return f"({ask} 2>/dev/null)", ""
 
 
 def _mark(parser: argparse.ArgumentParser, shell: str, functions: Mapping[str, tuple[str, str]]) -> None:

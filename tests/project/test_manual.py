@@ -19,8 +19,11 @@ import pytest
 
 from imgfs import __version__, manual
 from imgfs.cli.commands import COMMANDS, HEADINGS
+from imgfs.cli.complete import matching
 from imgfs.cli.pages import pages
 from imgfs.cli.parser import describe, parse
+from imgfs.oci.descriptor import Digest
+from imgfs.store.store import Store
 from tests.support import tarmake as tar
 from tests.support.mounted import CHECKOUT, Imgfs, plain, write_image
 
@@ -167,11 +170,15 @@ def test_man_pages_have_their_date_from_the_environment(monkeypatch: pytest.Monk
 
 
 def complete(imgfs: Imgfs, script: Path, *words: str) -> set[str]:
-    """What bash offers for the last of `words`."""
+    """What bash offers for the last of `words`, which it has split at colons."""
+    line, words = (
+        " ".join(words),
+        tuple(part for word in words for part in re.split("(:)", word) if part or not word),
+    )
     lines = f"""
 source {script}
 COMP_WORDS=({" ".join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}
-COMP_LINE="${{COMP_WORDS[*]}}"; COMP_POINT=${{#COMP_LINE}}
+COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}
 $(complete -p imgfs | sed -E 's/.*-F ([^ ]+).*/\\1/') imgfs '{words[-1]}' '{words[-2]}'
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
@@ -191,6 +198,46 @@ def test_bash_completes_commands_options_images_and_topics(
     assert "--squash-owner" in complete(imgfs, script, "imgfs", "mount", "--sq")
     assert complete(imgfs, script, "imgfs", "help", "sc") == {"scratch"}
     assert imgfs.run("complete", "images").text.split() == [image]
+
+
+NAMES = (
+    "127.0.0.1:5000/debian:12",
+    "127.0.0.1:5000/team/app:v1",
+    "127.0.0.1:5000/team/app:v2",
+    "docker.io/library/debian:12",
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("127.0.0.1:5000/d", {"5000/debian:12"}),  # what is behind the last colon
+        ("127.0.0.1:5000/debian:", {"12"}),
+        ("docker.io/l", {"docker.io/library/debian:12"}),
+        ("ap", {"127.0.0.1:5000/team/app:v1", "127.0.0.1:5000/team/app:v2"}),
+        ("deb", {"127.0.0.1:5000/debian:12", "docker.io/library/debian:12"}),
+        ("t", {"127.0.0.1:5000/team/app:v1", "127.0.0.1:5000/team/app:v2"}),
+        ("debian:1", set()),  # bash would put it behind "debian:"
+        ("5000", set()),
+    ],
+)
+def test_images_are_completed_by_their_repositories_too_and_behind_a_colon(
+    typed: str, offered: set[str], imgfs: Imgfs, generated: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "completion"
+    script.write_text(generated["share/bash-completion/completions/imgfs"])
+    for name in NAMES:
+        Store(imgfs.store).put_resolution(name, Digest.of(b""), Digest.of(b""))
+    assert complete(imgfs, script, "imgfs", "ls", typed) == offered
+    assert complete(imgfs, script, "imgfs", "store", "rm", NAMES[0], typed) == offered
+
+
+def test_what_is_typed_is_not_lost_where_several_are_offered() -> None:
+    """A shell replaces it by what they have in common."""
+    assert matching(NAMES, "deb") == [NAMES[0], NAMES[3]]
+    assert matching(NAMES[:2], "debian") == [NAMES[0]]
+    assert matching(["h.io/x/app:1", "h.io/y/app:1"], "app") == ["h.io/x/app:1", "h.io/y/app:1", "app"]
+    assert matching(NAMES, "") == [*NAMES]
 
 
 BUILD = """\
