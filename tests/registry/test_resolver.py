@@ -96,7 +96,7 @@ def test_the_hosts_of_hosts_toml_come_before_the_registry_and_are_told_for_whom(
         '[host."https://m.example:5000/hub"]\ncapabilities = ["pull"]\n[host."https://m.example:5000/hub".header]\n'
         'x = "1"\n[host."https://registry-1.docker.io"]\n',
     )
-    mirror, again, itself = machine.of("docker.io", "library/app")
+    mirror, itself = machine.of("docker.io", "library/app")
     assert mirror == RegistryEndpoint(
         "https://m.example:5000/hub/v2",
         "m.example:5000",
@@ -106,8 +106,30 @@ def test_the_hosts_of_hosts_toml_come_before_the_registry_and_are_told_for_whom(
         {"x": "1"},
         is_mirror=True,
     )
-    assert (again.url, again.host, again.namespace) == ("https://registry-1.docker.io/v2", "docker.io", None)
     assert itself == RegistryEndpoint("https://registry-1.docker.io/v2", "docker.io", "library/app")
+
+
+@pytest.mark.parametrize("server", ["", 'server = "https://quay.io"\n', 'server = "https://quay.io/v2/"\n'])
+def test_a_server_whose_table_is_the_last_of_the_hosts_is_asked_once(
+    machine: Machine, server: str, signed: Certificates
+) -> None:
+    """And as the registry that it is: with several tries, and all it can do."""
+    authority = machine.write("system/quay.io/quay.crt", signed.certificate.read_bytes())
+    table = '[host."https://quay.io"]\ncapabilities = ["pull"]\nca = "quay.crt"\ndial_timeout = "3s"\n'
+    machine.write("system/quay.io/hosts.toml", f'{server}[host."https://a.example"]\n{table}')
+    mirror, itself = machine.of("quay.io")
+    assert (mirror.host, mirror.is_mirror) == ("a.example", True)
+    assert (itself.url, itself.is_mirror, itself.capabilities) == ("https://quay.io/v2", False, ALL)
+    assert (itself.tls.authorities, itself.dial_timeout, itself.namespace) == ((authority,), 3.0, None)
+    assert machine.resolver().for_push("quay.io", "app") == itself
+    machine.write("system/quay.io/hosts.toml", f'{server}{table}[host."https://a.example"]\n')
+    assert urls(machine.of("quay.io")) == [
+        f"https://{name}/v2" for name in ("quay.io", "a.example", "quay.io")
+    ]
+    machine.write("system/quay.io/hosts.toml", f'{server}[host."http://quay.io"]\n')
+    assert urls(machine.of("quay.io")) == (
+        ["http://quay.io/v2"] if not server else ["http://quay.io/v2", "https://quay.io/v2"]
+    )
 
 
 def test_mirrors_are_never_pushed_to_and_those_for_pushing_only_never_asked(machine: Machine) -> None:

@@ -89,7 +89,7 @@ class Resolver:
         own = find_hosts(reader, own_directories(self._files.hosts, registry))
         hosts = own or (None if found else self._for_all(reader, registry))
         if hosts and PUSH in hosts.server.capabilities:
-            return self._host(reader, name, hosts.server)
+            return self._host(reader, name, _asked_once(hosts, registry).server)
         insecure = found is not None and found.location.insecure
         return self._located(reader, name, Location("", insecure))[0]
 
@@ -113,6 +113,7 @@ class Resolver:
         hosts = hosts or self._for_all(reader, name.registry)
         if hosts is None:
             return self._located(reader, name, Location())
+        hosts = _asked_once(hosts, name.registry)
         mirrors = (_mirror(self._host(reader, name, host)) for host in hosts.mirrors)
         return (
             *(mirror for mirror in mirrors if mirror.capabilities),
@@ -193,6 +194,27 @@ class Resolver:
                     yield certificates_in(reader, directory)
             for root in self._files.certificates:
                 yield certificates_in(reader, root / name)
+
+
+def _asked_once(hosts: HostsFile, registry: str) -> HostsFile:
+    """Return what a hosts.toml says, with the server once, where its table as a host is the last of them.
+
+    So is the certificate of a registry often given, which has no mirrors. What that table says, and the
+    server's own words, hold for the one that is left: it is the registry, not a mirror with one try.
+    """
+    if not hosts.mirrors:
+        return hosts
+    *before, last = hosts.mirrors
+    server = hosts.server if hosts.server.host else last._replace(host=_address(registry), path="/v2")
+    if (last.scheme, _address(last.host), last.path) != (server.scheme, _address(server.host), server.path):
+        return hosts
+    both = last._replace(
+        capabilities=hosts.server.capabilities,
+        tls=merged_tls([last.tls, hosts.server.tls]),
+        headers={**hosts.server.headers, **last.headers},
+        dial_timeout=last.dial_timeout or hosts.server.dial_timeout,
+    )
+    return hosts._replace(mirrors=tuple(before), server=both)
 
 
 def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False) -> tuple[str, ...]:
