@@ -475,7 +475,9 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
     assert "systemctl enable --now imgfs-snapshotter.service" in imgfs.ok("snapshotter", "install", *here)
     assert imgfs.ok("snapshotter", "install", *here) == "nothing to change\n"
     found = tomllib.loads(containerd("--config", config, "config", "dump"))
-    assert found["plugins"][CRI]["containerd"]["snapshotter"] == "imgfs"
+    plugins = found["plugins"]
+    pulled_by = plugins[IMAGES] if IMAGES in plugins else plugins[CRI]["containerd"]  # containerd 2, and 1
+    assert pulled_by["snapshotter"] == "imgfs"
     assert found["proxy_plugins"]["imgfs"]["address"] == "/run/imgfs/snapshotter.sock"
     assert (config.stat().st_mode & 0o777, (tmp_path / "config.toml.before-imgfs").read_text()) == (
         0o640,
