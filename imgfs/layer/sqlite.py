@@ -68,8 +68,18 @@ def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3
         file_uri(path), timeout=_READING, uri=True, isolation_level=None, check_same_thread=False
     )
     locking = "NORMAL" if shared else "EXCLUSIVE"
-    db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};")
-    db.executescript(f"{schema}BEGIN;")
+    pragmas = f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};"
+    return _prepared(db, pragmas, f"{schema}BEGIN;")
+
+
+def _prepared(db: sqlite3.Connection, *scripts: str) -> sqlite3.Connection:
+    """Run scripts; a database that one fails of is closed."""
+    try:
+        for script in scripts:
+            db.executescript(script)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -87,10 +97,9 @@ def open_database(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(f"{file_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
         # The file may have been made elsewhere.
-        db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")
+        return _prepared(db, "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: {error}") from error
-    return db
 
 
 def has_schema(path: Path, schema: str) -> bool:

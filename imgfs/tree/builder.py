@@ -98,8 +98,12 @@ class TreeBuilder:
 
     def __init__(self, path: Path) -> None:
         self.db = create_database(path, SCHEMA)
-        self.db.execute("COMMIT")
-        self._attach_work(path.with_name(f"{path.name}.work"))
+        try:
+            self.db.execute("COMMIT")
+            self._attach_work(path.with_name(f"{path.name}.work"))
+        except BaseException:
+            self.db.close()
+            raise
         self._names = self.db.cursor()
         self._rows: list[tuple[object, ...]] = []  # of the newest nodes, not in the file yet
         self._weight = 0  # of their blobs

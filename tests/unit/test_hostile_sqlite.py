@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import struct
@@ -17,6 +18,7 @@ from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, import_index
 from imgfs.layer.sqlite import has_schema
+from imgfs.tree.builder import TreeBuilder
 from imgfs.tree.database import MILESTONES, SCHEMA
 from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
@@ -325,3 +327,22 @@ def test_names_that_are_no_text_are_no_obstacle(tree: Path, tmp_path: Path) -> N
     with Tree(odd / "tree") as found:
         assert found.origin == ORIGIN
     write_tree(odd / "merged", [archive(file("a"))], odd)
+
+
+def open_files(directory: Path) -> list[str]:
+    links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return [link for link in links if link.startswith(f"{directory}/")]
+
+
+def test_a_database_that_cannot_be_made_or_opened_is_not_left_open(tmp_path: Path) -> None:
+    """An error keeps what raised it alive, and a disk that is full has no room until the file is closed."""
+    (tmp_path / "no file").write_bytes(b"x" * 5000)
+    (tmp_path / "tree.work").mkdir()
+    with pytest.raises(sqlite3.Error) as of_schema:
+        sqlite.create_database(tmp_path / "made", "nonsense;")
+    with pytest.raises(StoreError) as of_file:
+        LayerIndex(tmp_path / "no file")
+    with pytest.raises(OSError, match="directory") as of_work:
+        TreeBuilder(tmp_path / "tree")
+    assert [of_schema, of_file, of_work]
+    assert open_files(tmp_path) == []
