@@ -290,6 +290,8 @@ def test_store_path_follows_option_and_environment(imgfs: Imgfs, tmp_path: Path)
     assert imgfs.ok("store", "path", "--store", tmp_path / "other") == f"{tmp_path}/other\n"
     assert not imgfs.store.exists()
     assert json.loads(imgfs.ok("store", "ls", "--json"))["layers"] == []
+    assert not imgfs.store.exists()
+    imgfs.ok("store", "limit", "1G")
     assert stat.S_IMODE(os.stat(imgfs.store).st_mode) == 0o700
 
 
@@ -374,7 +376,7 @@ def test_store_rm_asks_the_mounts_which_image_they_are(imgfs: Imgfs, tmp_path: P
 
 
 def test_a_store_of_another_layout_is_refused(imgfs: Imgfs, image: str) -> None:
-    imgfs.ok("store", "ls")
+    imgfs.ok("store", "limit", "none")
     (imgfs.store / "version").write_text("99")
     said = imgfs.run("ls", image).complaint()
     assert f"{imgfs.store}: a store of layout '99'" in said
