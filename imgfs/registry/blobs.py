@@ -188,8 +188,7 @@ class Blobs:
     def _range(self, digest: Digest, url: str, wanted: BlobRange, patience: Patience) -> Iterator[bytes]:
         """Send one request for a range of a blob; it may end early with Unavailable, or without."""
         what, headers = redact(url), range_header(wanted)
-        response = self._open_range(url, wanted, patience) if headers else self._open_blob(url, {}, patience)
-        with closing(response):
+        with closing(self._open_range(url, wanted, headers, patience)) as response:
             try:
                 body_slice = slice_of(response.status, response.headers, wanted, what)
             except IntegrityError:
@@ -201,17 +200,21 @@ class Blobs:
                 self._rangeless.discard(digest)
             yield from cut_out(response.chunks(patience), body_slice, what)
 
-    def _open_range(self, url: str, wanted: BlobRange, patience: Patience) -> Response:
+    def _open_range(
+        self, url: str, wanted: BlobRange, headers: Mapping[str, str], patience: Patience
+    ) -> Response:
         """Ask for a range; where it is refused (400, 405, 416, 501), as by a gateway, for the whole blob.
 
-        An endpoint that has one try is not asked for that: another one may have the range.
+        An endpoint that has one try is not asked for that: another one may have the range. A 416 raises
+        IntegrityError, whatever was asked for: the blob is said to be shorter, and may be said to be longer
+        next.
         """
         try:
-            return self._open_blob(url, range_header(wanted), patience)
+            return self._open_blob(url, headers, patience)
         except (NotFound, Unauthorized, Unavailable):
             raise
         except RegistryError as error:
-            if self._session.timeouts.tries > 1:
+            if headers and self._session.timeouts.tries > 1:
                 with suppress(RegistryError):
                     return self._open_blob(url, {}, patience)
             if error.status == 416:

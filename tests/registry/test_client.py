@@ -348,6 +348,18 @@ def test_a_range_that_is_answered_wrongly_is_asked_for_again(server: FaultServer
     assert ranges(server) == ["bytes=10-19", "bytes=10-19", None]
 
 
+def test_a_whole_blob_that_is_refused_as_a_range_is_asked_for_again(
+    server: FaultServer, client: Client
+) -> None:
+    blob = server.add_blob(BODY)
+    server.inject(Fault(status=416), on="/blobs/")
+    assert read(client, blob) == BODY
+    server.inject(Fault(status=416), on="/blobs/", times=9)
+    with pytest.raises(IntegrityError, match="length: expected 1048576, got less"):
+        read(client, blob)
+    assert ranges(server) == [None] * 5  # three tries
+
+
 @pytest.mark.parametrize("given", [None, "bytes x-y/z", "items 10-19/20"])
 def test_a_206_without_a_usable_range_is_an_error(
     server: FaultServer, client: Client, given: str | None
