@@ -8,9 +8,7 @@ from types import ModuleType
 
 import pytest
 
-MOST = (
-    12 << 20
-)  # bytes of one module's data; what is larger is made when a test first asks for it (functools.cache)
+MOST = 20 << 20  # bytes of one module's data: what is larger is made when a test asks (functools.cache)
 
 
 def size_of(data: object, seen: set[int], depth: int = 0) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,14 @@ from tests.support.peer import peer
 from tests.support.raw_server import Connection, RawServer
 from tests.unit.test_prepare import prepared
 
-BODY = random.Random(3).randbytes(7 * CHUNK + 5)
+SIZE = 7 * CHUNK + 5
 LONG = 60.0  # seconds: of what is not about time
+
+
+@cache
+def body_of_blob() -> bytes:
+    """What the machines download."""
+    return random.Random(3).randbytes(SIZE)
 
 
 class PacedSource(FakeSource):
@@ -83,7 +89,7 @@ def same(these: bytes, those: bytes) -> bool:
 
 def machine(root: Path, stack: ExitStack, *urls: str) -> Machine:
     source = PacedSource()
-    blob = source.add(BODY)
+    blob = source.add(body_of_blob())
     if urls:
         source.pool = stack.enter_context(closing(PeerPool([parse_peer(url) for url in urls])))
     return Machine(Store(root), source, blob)
@@ -108,18 +114,18 @@ def cluster(tmp_path: Path, count: int) -> Iterator[list[Machine]]:
 def test_three_machines_at_once_fetch_a_blob_about_once(tmp_path: Path, connections: int) -> None:
     with cluster(tmp_path, 3) as machines:
         running = [begun(partial(one.download, connections), "download") for one in machines]
-        assert all(same(one.result(LONG), BODY) for one in running)
+        assert all(same(one.result(LONG), body_of_blob()) for one in running)
         sent = [one.source.sent for one in machines]
-    assert sum(sent) < 1.6 * len(BODY), "3.0 if none knew of another"
-    assert max(sent) < len(BODY)
+    assert sum(sent) < 1.6 * SIZE, "3.0 if none knew of another"
+    assert max(sent) < SIZE
 
 
 @contextmanager
 def leader(root: Path, *, is_growing: bool = True) -> Iterator[tuple[str, PartialBlob]]:
     """A machine that downloads the blob: where its peers ask, and how far it is."""
     store = Store(root)
-    layer = store.layer(Machine(store, PacedSource(), PacedSource().add(BODY)).blob.digest)
-    with peer(root) as url, closing(layer.part(len(BODY))) as part, ExitStack() as stack:
+    layer = store.layer(Machine(store, PacedSource(), PacedSource().add(body_of_blob())).blob.digest)
+    with peer(root) as url, closing(layer.part(SIZE)) as part, ExitStack() as stack:
         if is_growing:
             stack.enter_context(layer.lock())
         yield url, part
@@ -138,7 +144,7 @@ def test_what_a_leader_has_is_not_fetched_again_and_what_it_fetches_comes_as_it_
     tmp_path: Path, stack: ExitStack
 ) -> None:
     with leader(tmp_path / "first") as (url, part):
-        has(part, BODY, 0, 1, 2, 3)
+        has(part, body_of_blob(), 0, 1, 2, 3)
         part.claim(4 * CHUNK // UNIT, part.units)
         second = machine(tmp_path / "second", stack, url)
         second.source.gate.clear()  # its registry says nothing at first
@@ -146,8 +152,8 @@ def test_what_a_leader_has_is_not_fetched_again_and_what_it_fetches_comes_as_it_
         until(lambda: has_units(second, 3 * CHUNK // UNIT), "what the leader had to be here")
         second.source.gate.set()
         for chunk in (4, 5, 6, 7):
-            has(part, BODY, chunk)
-        assert same(running.result(LONG), BODY)
+            has(part, body_of_blob(), chunk)
+        assert same(running.result(LONG), body_of_blob())
     assert second.source.sent <= CHUNK + (1 << 20), "what was asked for before the leader was known"
 
 
@@ -159,11 +165,11 @@ def has_units(one: Machine, count: int) -> bool:
 def test_a_leader_that_was_killed_leaves_what_it_had(tmp_path: Path, stack: ExitStack) -> None:
     """As `kill -9` leaves it: what it was about to fetch is claimed, and its layer not locked."""
     with leader(tmp_path / "first", is_growing=False) as (url, part):
-        has(part, BODY, 2, 3, 4, 5)
+        has(part, body_of_blob(), 2, 3, 4, 5)
         part.claim(0, part.units)
         second = machine(tmp_path / "second", stack, url)
-        assert same(second.download(), BODY)
-    assert second.source.sent < 0.7 * len(BODY)
+        assert same(second.download(), body_of_blob())
+    assert second.source.sent < 0.7 * SIZE
 
 
 def test_a_leader_whose_machine_goes_away_is_followed_by_the_registry(
@@ -171,7 +177,7 @@ def test_a_leader_whose_machine_goes_away_is_followed_by_the_registry(
 ) -> None:
     with ExitStack() as gone:
         url, part = gone.enter_context(leader(tmp_path / "first"))
-        has(part, BODY, 1, 2)
+        has(part, body_of_blob(), 1, 2)
         part.claim(3 * CHUNK // UNIT, part.units)
         second = machine(tmp_path / "second", stack, url)
         second.source.gate.clear()
@@ -179,8 +185,8 @@ def test_a_leader_whose_machine_goes_away_is_followed_by_the_registry(
         until(lambda: has_units(second, 2 * CHUNK // UNIT), "the leader's to be here")
         gone.close()
         second.source.gate.set()
-        assert same(running.result(LONG), BODY)
-    assert 0 < second.source.sent < 0.9 * len(BODY)
+        assert same(running.result(LONG), body_of_blob())
+    assert 0 < second.source.sent < 0.9 * SIZE
 
 
 def test_a_leader_that_stands_still_is_left_and_nothing_is_lost(
@@ -188,13 +194,13 @@ def test_a_leader_that_stands_still_is_left_and_nothing_is_lost(
 ) -> None:
     monkeypatch.setattr(asking, "STALL", 0.3)
     with leader(tmp_path / "first") as (url, part):
-        has(part, BODY, 1, 2)
+        has(part, body_of_blob(), 1, 2)
         part.claim(3 * CHUNK // UNIT, part.units)
         second = machine(tmp_path / "second", stack, url)
-        assert same(second.download(), BODY)
+        assert same(second.download(), body_of_blob())
         assert second.source.pool
         assert [one.state for one in second.source.pool.report()] == ["failing"]
-    assert second.source.sent < 0.9 * len(BODY)
+    assert second.source.sent < 0.9 * SIZE
 
 
 def test_a_leader_that_does_nothing_is_not_waited_for_either(
@@ -204,18 +210,18 @@ def test_a_leader_that_does_nothing_is_not_waited_for_either(
     monkeypatch.setattr(asking, "STALL", 0.3)
     with leader(tmp_path / "first") as (url, _part):
         second = machine(tmp_path / "second", stack, url)
-        assert same(second.download(), BODY)
-    assert second.source.sent < 1.1 * len(BODY)
+        assert same(second.download(), body_of_blob())
+    assert second.source.sent < 1.1 * SIZE
 
 
 def test_wrong_bytes_are_fetched_again_and_name_their_sender(
     tmp_path: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing that the registry has sent is fetched twice."""
-    wrong = BODY[: 3 * CHUNK + 9] + b"?" + BODY[3 * CHUNK + 10 :]
+    wrong = body_of_blob()[: 3 * CHUNK + 9] + b"?" + body_of_blob()[3 * CHUNK + 10 :]
     with leader(tmp_path / "bad") as (bad, part), leader(tmp_path / "good") as (good, honest):
         has(part, wrong, 2, 3)
-        has(honest, BODY, 4, 5)
+        has(honest, body_of_blob(), 4, 5)
         second = machine(tmp_path / "second", stack, bad, good)
         second.source.gate.clear()
         downloads = ResumableDownloads()
@@ -225,7 +231,7 @@ def test_wrong_bytes_are_fetched_again_and_name_their_sender(
         assert same(running.result(LONG), wrong)
         sent = second.source.sent
         assert downloads.doubt_peers(second.blob, second.layer)
-        assert same(second.fetch(downloads), BODY)
+        assert same(second.fetch(downloads), body_of_blob())
         downloads.judge_peers(second.blob, second.source, second.layer)
         assert second.source.sent - sent == 4 * CHUNK
     assert [one.message.split(" sends")[0] for one in caplog.records if one.levelname == "WARNING"] == [
@@ -237,7 +243,7 @@ def test_wrong_bytes_are_fetched_again_and_name_their_sender(
 def test_what_peers_have_brought_is_not_sent_on(tmp_path: Path, stack: ExitStack) -> None:
     """So the one that has sent wrong bytes has them from the registry, or has made them up."""
     with leader(tmp_path / "first") as (url, part), peer(tmp_path / "second") as own:
-        has(part, BODY, 2, 3)
+        has(part, body_of_blob(), 2, 3)
         second = machine(tmp_path / "second", stack, url)
         second.source.gate.clear()
         with second.layer.lock():
@@ -248,14 +254,16 @@ def test_what_peers_have_brought_is_not_sent_on(tmp_path: Path, stack: ExitStack
             with closing(asking.PeerClient(parse_peer(own))) as asked:
                 told = asked.arriving(second.blob)
                 assert told
-                assert told.present.ranges == [(0, 2 * CHUNK), (4 * CHUNK, len(BODY))]
+                assert told.present.ranges == [(0, 2 * CHUNK), (4 * CHUNK, SIZE)]
                 assert list(asked.blob(second.blob, 2 * CHUNK, 3 * CHUNK, LONG)) == []
-                assert same(b"".join(asked.blob(second.blob, 0, 3 * CHUNK, LONG)), BODY[: 2 * CHUNK])
+                assert same(
+                    b"".join(asked.blob(second.blob, 0, 3 * CHUNK, LONG)), body_of_blob()[: 2 * CHUNK]
+                )
 
 
 def test_a_download_that_is_over_is_sent_on_to_one_that_is_behind(tmp_path: Path, stack: ExitStack) -> None:
     with leader(tmp_path / "first", is_growing=False) as (url, part):
-        has(part, BODY, *range(8))
+        has(part, body_of_blob(), *range(8))
         with closing(asking.PeerClient(parse_peer(url))) as asked:
             blob = machine(tmp_path / "second", stack).blob
             assert asked.arriving(blob)
@@ -263,7 +271,7 @@ def test_a_download_that_is_over_is_sent_on_to_one_that_is_behind(tmp_path: Path
             told = asked.arriving(blob)
             assert told
             assert not told.is_growing
-            assert same(b"".join(asked.blob(blob, 0, len(BODY), LONG)), BODY)
+            assert same(b"".join(asked.blob(blob, 0, SIZE, LONG)), body_of_blob())
 
 
 def test_a_question_for_what_is_not_here_leaves_nothing_in_the_store(
@@ -292,8 +300,8 @@ def everything(connection: Connection) -> None:
     if ARRIVING.encode() in connection.head:
         body = b'{"name": "%s", "growing": true, "size": %d, "present": [[0, %d]], "claimed": []}' % (
             b"a" * 32,
-            len(BODY),
-            len(BODY),
+            SIZE,
+            SIZE,
         )
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     else:
@@ -306,16 +314,16 @@ def test_with_a_peer_of_no_use_the_blob_comes_as_without(
 ) -> None:
     with RawServer(answer) as server:  # type: ignore[arg-type]
         one = machine(tmp_path / "one", stack, server.url)
-        assert same(one.download(), BODY)
+        assert same(one.download(), body_of_blob())
         assert any(blob_path(ARRIVING, one.blob.digest).encode() in line for line in server.lines)
-    assert one.source.sent <= len(BODY) + (1 << 20)
+    assert one.source.sent <= SIZE + (1 << 20)
 
 
 def test_peers_that_are_not_there_cost_no_request(tmp_path: Path, stack: ExitStack) -> None:
     """The registry is asked at once, for all."""
     one = machine(tmp_path / "one", stack, "http://127.0.0.1:9", f"unix:{tmp_path}/none")
-    assert same(one.download(), BODY)
-    assert one.source.ranges == [(0, len(BODY))]
+    assert same(one.download(), body_of_blob())
+    assert one.source.ranges == [(0, SIZE)]
 
 
 def test_where_ranges_are_not_answered_the_blob_is_asked_for_whole(tmp_path: Path, stack: ExitStack) -> None:
@@ -323,8 +331,8 @@ def test_where_ranges_are_not_answered_the_blob_is_asked_for_whole(tmp_path: Pat
         part.claim(CHUNK // UNIT, part.units)
         one = machine(tmp_path / "one", stack, url)
         one.source.rangeless = True
-        assert same(one.download(), BODY)
-    assert one.source.ranges == [(0, len(BODY))]
+        assert same(one.download(), body_of_blob())
+    assert one.source.ranges == [(0, SIZE)]
 
 
 def test_what_keeps_a_part_away_is_raised_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -332,7 +340,7 @@ def test_what_keeps_a_part_away_is_raised_and_the_rest_is_kept(tmp_path: Path) -
         first.source.broken.add(first.blob.digest)
         with pytest.raises(NotFound, match="no blob"):
             first.download()
-        assert same(second.download(), BODY)
+        assert same(second.download(), body_of_blob())
 
 
 def test_a_machine_with_a_slow_link_fetches_less(tmp_path: Path) -> None:
@@ -348,7 +356,7 @@ def test_a_machine_with_a_slow_link_fetches_less(tmp_path: Path) -> None:
         dripping = begun(drip, "drip")
         running = [begun(one.download, "download") for one in (slow, fast)]
         try:
-            assert all(same(one.result(allowed(LONG)), BODY) for one in running)
+            assert all(same(one.result(allowed(LONG)), body_of_blob()) for one in running)
         finally:
             stops.set()
             slow.source.gate.set()
@@ -358,14 +366,14 @@ def test_a_machine_with_a_slow_link_fetches_less(tmp_path: Path) -> None:
 
 def test_a_download_goes_on_with_what_an_earlier_one_has_left(tmp_path: Path, stack: ExitStack) -> None:
     with leader(tmp_path / "first") as (url, part):
-        has(part, BODY, 5)
+        has(part, body_of_blob(), 5)
         second = machine(tmp_path / "second", stack, url)
-        with closing(second.layer.part(len(BODY))) as kept:
-            has(kept, BODY, 0, 1)
+        with closing(second.layer.part(SIZE)) as kept:
+            has(kept, body_of_blob(), 0, 1)
             kept.forget(3)
             kept.claim(2 * CHUNK // UNIT, kept.units)
-        assert same(second.download(), BODY)
-    assert second.source.sent == len(BODY) - 3 * CHUNK + UNIT
+        assert same(second.download(), body_of_blob())
+    assert second.source.sent == SIZE - 3 * CHUNK + UNIT
     shutil.rmtree(tmp_path / "first")
 
 
@@ -374,7 +382,7 @@ def test_an_image_with_a_layer_of_wrong_bytes_is_right_in_the_end(
 ) -> None:
     """The layer's digest decides; then the registry has sent what the peer had, and the peer is named."""
     source = PacedSource()
-    add_image(source, [tar.archive(tar.file("noise", BODY))], pack=lambda flat: flat)
+    add_image(source, [tar.archive(tar.file("noise", body_of_blob()))], pack=lambda flat: flat)
     digest, body = max(source.bodies.items(), key=lambda item: len(item[1]))
     layer = Store(tmp_path / "bad").layer(digest)
     wrong = body[: 4 * CHUNK] + bytes([body[4 * CHUNK] ^ 1]) + body[4 * CHUNK + 1 :]
@@ -386,7 +394,7 @@ def test_an_image_with_a_layer_of_wrong_bytes_is_right_in_the_end(
         assert source.pool
         assert [one.state for one in source.pool.report()] == ["failing"]
     with Image(resolved, source, store) as image:
-        assert same(b"".join(image.read(image.tree.resolve(b"/noise").ino)), BODY)
+        assert same(b"".join(image.read(image.tree.resolve(b"/noise").ino)), body_of_blob())
     assert any(
         "what peers have sent of a layer is fetched from the registry" in text for text in journal.told
     )
