@@ -156,17 +156,14 @@ def _join_words(registered: re.Match[str]) -> str:
 
 def _function(shell: str, kind: str) -> tuple[str, str]:
     """Return a shell function's name, or fish's expression, and its text: it asks `imgfs complete KIND`."""
-    name, ask = f"_imgfs_{kind}", f"imgfs complete {kind}"
+    name, ask = f"_imgfs_{kind}", f"imgfs complete {kind} 2>/dev/null"
     if kind == "images" and shell != "fish":  # which finds what is in the middle of a word by itself
         return name, _IMAGES[shell]
     if shell == "bash":
-        return name, f'{name}() {{ compgen -W "$({ask} 2>/dev/null)" -- "$1"; }}'
+        return name, f'{name}() {{ compgen -W "$({ask})" -- "$1"; }}'
     if shell == "zsh":
-        return (
-            name,
-            f'{name}() {{ local -a found; found=(${{(f)"$({ask} 2>/dev/null)"}}); compadd -a found; }}',
-        )
-    return f"({ask} 2>/dev/null)", ""
+        return name, f'{name}() {{ local -a found; found=(${{(f)"$({ask})"}}); compadd -a found; }}'
+    return f"({ask})", ""
 
 
 def _mark(parser: argparse.ArgumentParser, shell: str, functions: Mapping[str, tuple[str, str]]) -> None:
