@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from imgfs.errors import IntegrityError
 from imgfs.oci.descriptor import Descriptor
 from imgfs.parallel import ThreadPool
-from imgfs.store.partial import UNIT, PartialBlob
+from imgfs.store.partial import FETCHED, UNIT, PartialBlob
 from imgfs.transport.source import Source
 
 REQUEST = 8 << 20  # bytes asked for at once, where there are several connections
@@ -98,11 +98,11 @@ class Download:
             others = ()
         return at, end
 
-    def _mark(self, unit: int, until: int) -> int:
+    def _mark(self, unit: int, until: int, mark: int = FETCHED) -> int:
         """Mark the units from `unit` on that end before the offset `until`; the first one that does not."""
         with self._changed:
             while unit < self._part.units and self._part.bounds(unit)[1] <= until:
-                self._part.mark(unit)
+                self._part.mark(unit, mark)
                 unit += 1
             self._changed.notify_all()
         return unit

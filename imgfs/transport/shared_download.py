@@ -97,16 +97,12 @@ class SharedDownload(Download):
     def _written(self, at: int, unit: int, peer: Peer | None = None) -> int:
         """Mark the units from `unit` on that end before an offset; return the first one that does not."""
         with self._changed:
-            first = unit
-            while unit < self._part.units and self._part.bounds(unit)[1] <= at:
-                self._part.mark(unit, BY_PEER if peer else FETCHED)
-                if peer:
-                    self._brought[unit] = peer
-                unit += 1
-            if unit > first:
-                self._missing.note(first * UNIT // CHUNK)
-                self._changed.notify_all()
-        return unit
+            following = self._mark(unit, at, BY_PEER if peer else FETCHED)
+            if peer:
+                self._brought.update(dict.fromkeys(range(unit, following), peer))
+            if following > unit:
+                self._missing.note(unit * UNIT // CHUNK)
+        return following
 
     # From the source.
 
