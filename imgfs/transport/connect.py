@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from imgfs.peers.pool import PeerPool
     from imgfs.registry.auth import KnownAuth
+    from imgfs.registry.client import Client
     from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.endpoint import RegistryEndpoint
     from imgfs.registry.retry import Timeouts
@@ -107,6 +108,31 @@ def _open_peers(named: Sequence[tuple[str, Tls]], more: Peers) -> PeerPool | Non
     clients = ((more.certificate, more.key),) if more.certificate else ()
     usual = Tls((more.ca_file,) if more.ca_file else (), clients)
     return PeerPool([*(parse_peer(*one) for one in named), *(parse_peer(url, usual) for url in more.urls)])
+
+
+def open_client(
+    reference: RegistryReference,
+    resolver: Resolver,
+    *,
+    auth_files: Sequence[AuthSource],
+    timeouts: Timeouts,
+    ca_bundle: Path | None,
+) -> Client:
+    """Return a client of a reference's registry itself: what is pushed, or listed, is asked of no mirror.
+
+    The options are those of `open_source`. Raises UsageError.
+    """
+    from imgfs.registry.client import Client
+    from imgfs.registry.config.credentials import find_credentials
+
+    endpoint = resolver.for_push(reference.registry, reference.repository)
+    named = endpoint.host, endpoint.repository
+    return Client(
+        endpoint,
+        credentials=partial(find_credentials, auth_files, *named, seconds=timeouts.helper),
+        timeouts=timeouts,
+        ca_bundle=ca_bundle,
+    )
 
 
 def known_auth(source: Source) -> Sequence[tuple[RegistryEndpoint, KnownAuth]] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from imgfs.config import AuthSource
@@ -16,10 +15,9 @@ from imgfs.oci.reference import (
     LayoutReference,
     Reference,
 )
-from imgfs.registry.client import Client
-from imgfs.registry.config.credentials import find_credentials
 from imgfs.registry.config.resolver import Resolver
 from imgfs.registry.retry import Timeouts
+from imgfs.transport.connect import open_client
 from imgfs.transport.destination import Destination, LayoutDestination, RegistryDestination
 
 
@@ -42,14 +40,8 @@ def open_destination(
         return _archive(reference)
     if isinstance(reference, EngineReference):
         raise _only_read(reference, reference.engine)
-    endpoint = (resolver or Resolver()).for_push(reference.registry, reference.repository)
-    client = Client(
-        endpoint,
-        credentials=partial(
-            find_credentials, auth_files, endpoint.host, endpoint.repository, seconds=timeouts.helper
-        ),
-        timeouts=timeouts,
-        ca_bundle=ca_bundle,
+    client = open_client(
+        reference, resolver or Resolver(), auth_files=auth_files, timeouts=timeouts, ca_bundle=ca_bundle
     )
     return RegistryDestination(reference, client)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from imgfs.config import AuthSource
 from imgfs.errors import UsageError
 from imgfs.oci.reference import EngineReference, Reference, RegistryReference
-from imgfs.transport.connect import open_source
+from imgfs.transport.connect import open_client, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,17 +54,6 @@ def tags_of(
             if isinstance(source, LayoutSource | DockerArchiveSource):
                 return source.tags()[:limit]
         raise UsageError(f"{reference}: one image, without tags")
-    from imgfs.registry.client import Client
-    from imgfs.registry.config.credentials import find_credentials
-
-    endpoint = resolver.for_push(reference.registry, reference.repository)
-    client = Client(
-        endpoint,
-        credentials=partial(
-            find_credentials, auth_files, endpoint.host, endpoint.repository, seconds=timeouts.helper
-        ),
-        timeouts=timeouts,
-        ca_bundle=ca_bundle,
-    )
+    client = open_client(reference, resolver, auth_files=auth_files, timeouts=timeouts, ca_bundle=ca_bundle)
     with closing(client):
         return client.tags(limit)
